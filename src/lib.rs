@@ -1,0 +1,10 @@
+//! Supervised fine-tuning of language models as a library.
+
+pub mod data;
+pub mod dtype;
+pub mod error;
+pub mod model;
+pub mod report;
+pub mod rng;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,8 @@
+//! The model as data: what it is ([`ModelSpec`]), its tensors ([`ParamTable`]), and the families that
+//! read both from a Hugging Face folder.
+
+mod params;
+mod spec;
+
+pub use params::{ALIGNMENT, LayerSlots, Param, ParamTable, Slot};
+pub use spec::{ModelSpec, Rope};

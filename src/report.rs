@@ -1,0 +1,125 @@
+//! What a step, an evaluation and a run report: plain data that crosses every door.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a run ended. The numbers are stable and shared with the C ABI; 0 means "still running".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+#[repr(i32)]
+pub enum StopReason {
+    /// The metric reached the target and held it.
+    TargetReached = 1,
+    /// No improvement for `patience` evaluations.
+    Plateau = 2,
+    /// Loss or gradient norm was NaN or infinite.
+    NonFinite = 3,
+    /// The metric grew to a multiple of its best.
+    Diverged = 4,
+    /// Evaluation loss rose while training loss fell.
+    Overfit = 5,
+    /// The budget of optimizer updates is used up.
+    MaxSteps = 6,
+    /// The budget of epochs is used up.
+    MaxEpochs = 7,
+    /// The budget of training tokens is used up.
+    MaxTokens = 8,
+    /// The budget of seconds is used up.
+    MaxTime = 9,
+    /// The canceller was triggered.
+    Cancelled = 10,
+    /// The progress callback asked to stop.
+    Callback = 11,
+}
+
+impl StopReason {
+    /// The stable code, as logs and `sft replay` print it.
+    pub const fn code(self) -> &'static str {
+        match self {
+            StopReason::TargetReached => "target_reached",
+            StopReason::Plateau => "plateau",
+            StopReason::NonFinite => "non_finite",
+            StopReason::Diverged => "diverged",
+            StopReason::Overfit => "overfit",
+            StopReason::MaxSteps => "max_steps",
+            StopReason::MaxEpochs => "max_epochs",
+            StopReason::MaxTokens => "max_tokens",
+            StopReason::MaxTime => "max_time",
+            StopReason::Cancelled => "cancelled",
+            StopReason::Callback => "callback",
+        }
+    }
+}
+
+/// The result of an evaluation: token-weighted over the whole evaluation set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// The update after which it was taken; 0 is before the first.
+    pub step: u64,
+    /// Mean −log p over supervised positions, in nats.
+    pub loss: f64,
+    /// Fraction of supervised positions whose most likely token is the label.
+    pub token_accuracy: f64,
+    /// Mean entropy of the predictions at supervised positions, in nats.
+    pub entropy: f64,
+    /// Supervised positions.
+    pub supervised_tokens: u64,
+    /// Input tokens.
+    pub tokens: u64,
+    /// Wall time, in seconds.
+    pub seconds: f64,
+}
+
+/// The result of one optimizer update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Number of this update, from 1.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Sum of −log p over the update's supervised positions, divided by their number.
+    pub loss: f64,
+    /// The loss as the stop rules see it after smoothing, where a rule smooths it.
+    pub smoothed_loss: Option<f64>,
+    /// L2 norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// The learning rate that this update used.
+    pub learning_rate: f64,
+    /// Fraction of supervised positions whose most likely token is the label.
+    pub token_accuracy: f64,
+    /// Mean entropy of the predictions at supervised positions, in nats.
+    pub entropy: f64,
+    /// Supervised positions of this update.
+    pub supervised_tokens: u64,
+    /// Input tokens of this update.
+    pub tokens: u64,
+    /// Input tokens of the run so far.
+    pub total_tokens: u64,
+    /// Wall time of this update without its evaluation, in seconds.
+    pub seconds: f64,
+    /// The evaluation that was due after this update.
+    pub eval: Option<EvalReport>,
+    /// Why the run ended with this update, if it did.
+    pub stop_reason: Option<StopReason>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Updates done.
+    pub step: u64,
+    /// Updates planned, if the budget says so.
+    pub total_steps: Option<u64>,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Input tokens of the run so far.
+    pub total_tokens: u64,
+    /// The step of the best evaluation (or best observation of the watched metric).
+    pub best_step: Option<u64>,
+    /// Its value.
+    pub best_value: Option<f64>,
+    /// Patience used up by the plateau rule.
+    pub patience_used: u64,
+    /// Why the run ended, if it did.
+    pub stop_reason: Option<StopReason>,
+}
