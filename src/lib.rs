@@ -1,10 +1,12 @@
 //! Supervised fine-tuning of language models as a library.
 
+pub mod config;
 pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod model;
 pub mod report;
 pub mod rng;
+pub mod suggest;
 
 pub use error::{Error, ErrorKind, Result};

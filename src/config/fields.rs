@@ -1,0 +1,195 @@
+//! Every key of a configuration: its type, default and meaning, written once.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::values::{
+    Amount, Device, EvalStrategy, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
+};
+
+/// One key for help texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyInfo {
+    /// The key as written in a file.
+    pub name: &'static str,
+    /// The heading it stands under.
+    pub section: &'static str,
+    /// What it means, one line an element.
+    pub doc: &'static [&'static str],
+}
+
+/// Declares [`Config`], its defaults and its key list from one table.
+macro_rules! config {
+    ($($section:literal {
+        $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr;)+
+    })+) => {
+        /// The configuration of a run. Fields are the keys; see each for its meaning and
+        /// [`Config::default`] for TRL's defaults.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct Config {
+            $($($(#[doc = $doc])+ pub $key: $type,)+)+
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($($key: $default,)+)+ }
+            }
+        }
+
+        static KEYS: &[KeyInfo] = &[
+            $($(KeyInfo { name: stringify!($key), section: $section, doc: &[$($doc),+] },)+)+
+        ];
+    };
+}
+
+/// All keys in the order of the struct.
+pub fn keys() -> &'static [KeyInfo] {
+    KEYS
+}
+
+config! {
+    "Model" {
+        /// Folder of the model to train: config.json, safetensors, tokenizer.json.
+        model_name_or_path: Option<PathBuf> = None;
+        /// Another chat template than the tokenizer's: a .jinja file or a folder that holds one.
+        chat_template_path: Option<PathBuf> = None;
+        /// The end token to train and to save, instead of the tokenizer's.
+        eos_token: Option<String> = None;
+    }
+    "Data" {
+        /// Training rows: a JSONL file, or a folder of `<split>.jsonl` files.
+        dataset_name: Option<PathBuf> = None;
+        /// The split of a folder to train on.
+        dataset_train_split: String = "train".to_owned();
+        /// The split of a folder to evaluate on.
+        dataset_test_split: String = "test".to_owned();
+        /// Evaluation rows: a JSONL file; without it the folder's test split or `val_size`.
+        eval_dataset_name: Option<PathBuf> = None;
+        /// Training rows to hold back for evaluation: a number of rows, or below 1 a share.
+        val_size: Option<Amount> = None;
+        /// The column of plain-text rows.
+        dataset_text_field: String = "text".to_owned();
+        /// Longest sequence in tokens; longer rows are cut and counted. null: never cut.
+        max_length: Option<usize> = Some(1024);
+        /// Several documents share one sequence of max_length; attention never crosses them.
+        packing: bool = false;
+        /// bfd | bfd_split | wrapped.
+        packing_strategy: PackingStrategy = PackingStrategy::Bfd;
+        /// Packing of the evaluation rows; null: as `packing`.
+        eval_packing: Option<bool> = None;
+        /// Train on completions only; null: yes for rows with a prompt and a completion.
+        completion_only_loss: Option<bool> = None;
+        /// Train on assistant turns only, by the template's generation blocks.
+        assistant_only_loss: bool = false;
+        /// Shuffle the rows once before anything else.
+        shuffle_dataset: bool = false;
+        /// random | sequential | group_by_length: the order of rows in each epoch.
+        train_sampling_strategy: SamplingStrategy = SamplingStrategy::Random;
+        /// Threads that tokenise; null: as `threads`.
+        dataset_num_proc: Option<usize> = None;
+        /// Where tokenised rows are kept between runs; null: the user's cache folder.
+        cache_dir: Option<PathBuf> = None;
+    }
+    "Optimisation" {
+        /// Rows of one micro-batch.
+        per_device_train_batch_size: usize = 8;
+        /// Micro-batches of one update.
+        gradient_accumulation_steps: usize = 1;
+        /// Peak learning rate.
+        learning_rate: f64 = 2e-5;
+        /// linear | cosine | constant | constant_with_warmup | and the other schedules of the guide.
+        lr_scheduler_type: String = "linear".to_owned();
+        /// Options of the schedule, such as `{min_lr_rate: 0.1}`.
+        lr_scheduler_kwargs: Option<Map<String, Value>> = None;
+        /// Updates of warm-up, or below 1 a share of all updates.
+        warmup_steps: Amount = Amount(0.0);
+        /// Decoupled weight decay of AdamW; biases and norms are exempt.
+        weight_decay: f64 = 0.0;
+        /// AdamW's decay of the first moment.
+        adam_beta1: f64 = 0.9;
+        /// AdamW's decay of the second moment.
+        adam_beta2: f64 = 0.999;
+        /// AdamW's epsilon.
+        adam_epsilon: f64 = 1e-8;
+        /// The global gradient norm is clipped to this; 0: no clipping.
+        max_grad_norm: f64 = 1.0;
+        /// nll.
+        loss_type: LossType = LossType::Nll;
+        /// Seed of everything random.
+        seed: u64 = 42;
+        /// Seed of the row order; null: as `seed`.
+        data_seed: Option<u64> = None;
+    }
+    "Budget" {
+        /// Epochs to train at most.
+        num_train_epochs: f64 = 3.0;
+        /// Updates to train at most, instead of the epochs; -1: the epochs decide.
+        max_steps: i64 = -1;
+        /// Input tokens to train at most.
+        max_tokens: Option<u64> = None;
+        /// Seconds to train at most.
+        max_seconds: Option<f64> = None;
+    }
+    "Stopping" {
+        /// The stop rules: target, plateau, non_finite, divergence, overfit.
+        stop: Value = Value::Null;
+        /// Stop after so many evaluations without improvement, as EarlyStoppingCallback does.
+        early_stopping_patience: Option<u64> = None;
+        /// The improvement that counts for early_stopping_patience.
+        early_stopping_threshold: f64 = 0.0;
+        /// The metric that decides what is best; null: the evaluation loss.
+        metric_for_best_model: Option<String> = None;
+        /// Whether that metric should grow; null: by its name.
+        greater_is_better: Option<bool> = None;
+        /// Finish with the best weights instead of the last.
+        load_best_model_at_end: bool = false;
+    }
+    "Evaluation" {
+        /// no | steps | epoch.
+        eval_strategy: EvalStrategy = EvalStrategy::No;
+        /// Updates between evaluations, or below 1 a share of all updates; null: logging_steps.
+        eval_steps: Option<Amount> = None;
+        /// Updates (or epochs, by eval_strategy) to wait before the first evaluation.
+        eval_delay: f64 = 0.0;
+        /// Evaluate once before the first update.
+        eval_on_start: bool = false;
+        /// Rows of one evaluation batch.
+        per_device_eval_batch_size: usize = 8;
+    }
+    "Output" {
+        /// Folder for the log, the checkpoints and the final model.
+        output_dir: PathBuf = PathBuf::from("trainer_output");
+        /// Train into a folder that already holds a model.
+        overwrite_output_dir: bool = false;
+        /// no | steps | epoch | best.
+        save_strategy: SaveStrategy = SaveStrategy::Steps;
+        /// Updates between checkpoints, or below 1 a share of all updates.
+        save_steps: Amount = Amount(500.0);
+        /// Checkpoints to keep; the best is always among them. null: all.
+        save_total_limit: Option<usize> = None;
+        /// Updates between lines on the console; the log file holds every update.
+        logging_steps: Amount = Amount(10.0);
+        /// Plain lines instead of a progress bar, on a terminal too.
+        disable_tqdm: bool = false;
+    }
+    "Machine" {
+        /// auto | cpu | cuda | cuda:N.
+        device: Device = Device::Auto;
+        /// Compute threads; null: all cores.
+        threads: Option<usize> = None;
+        /// bfloat16 mixed precision; null: where the device has it.
+        bf16: Option<bool> = None;
+        /// float16 mixed precision.
+        fp16: bool = false;
+        /// Recompute activations in the backward pass: less memory, more time, same gradients.
+        gradient_checkpointing: bool = true;
+    }
+    "Not yet supported" {
+        /// Continue from a checkpoint folder.
+        resume_from_checkpoint: Option<Value> = None;
+        /// Train adapters instead of all weights.
+        use_peft: bool = false;
+    }
+}

@@ -1,0 +1,222 @@
+//! The types of single configuration values.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+/// A value as it crosses a typed setter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Setting {
+    /// Text, taken as the key needs it.
+    Str(String),
+    /// A whole number.
+    Int(i64),
+    /// A number; must be finite.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+}
+
+impl From<&str> for Setting {
+    fn from(text: &str) -> Self {
+        Setting::Str(text.to_owned())
+    }
+}
+
+impl From<i64> for Setting {
+    fn from(i: i64) -> Self {
+        Setting::Int(i)
+    }
+}
+
+impl From<f64> for Setting {
+    fn from(x: f64) -> Self {
+        Setting::Float(x)
+    }
+}
+
+impl From<bool> for Setting {
+    fn from(b: bool) -> Self {
+        Setting::Bool(b)
+    }
+}
+
+/// A number of things from 1, or below 1 a share of their total.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Deserialize)]
+#[serde(transparent)]
+pub struct Amount(pub f64);
+
+impl Amount {
+    /// The number of things out of `total`: a share is rounded up, a number is cut to a whole one.
+    pub fn of(self, total: u64) -> u64 {
+        if self.0 < 1.0 {
+            (total as f64 * self.0).ceil() as u64
+        } else {
+            self.0 as u64
+        }
+    }
+}
+
+impl Serialize for Amount {
+    /// Whole numbers without a fraction, as one writes them.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.fract() == 0.0 && self.0.abs() < 2f64.powi(53) {
+            serializer.serialize_i64(self.0 as i64)
+        } else {
+            serializer.serialize_f64(self.0)
+        }
+    }
+}
+
+/// When evaluation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvalStrategy {
+    /// Never.
+    No,
+    /// Every `eval_steps` updates, and after the last.
+    Steps,
+    /// After each epoch.
+    Epoch,
+}
+
+/// When a checkpoint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveStrategy {
+    /// Never; the final model is still written.
+    No,
+    /// Every `save_steps` updates, and after the last.
+    Steps,
+    /// After each epoch.
+    Epoch,
+    /// After an evaluation that is the best so far.
+    Best,
+}
+
+/// How documents share a sequence of `max_length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PackingStrategy {
+    /// Best fit decreasing; a document longer than `max_length` is cut.
+    Bfd,
+    /// Best fit decreasing; a long document is split and every piece is kept.
+    #[serde(alias = "bfd-requeue")]
+    BfdSplit,
+    /// One stream cut at every `max_length`, blind to document borders.
+    Wrapped,
+}
+
+/// The order of training rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SamplingStrategy {
+    /// A new seeded permutation each epoch.
+    Random,
+    /// File order.
+    Sequential,
+    /// Random, rows of similar length together.
+    GroupByLength,
+}
+
+/// The training objective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossType {
+    /// Mean −log p over supervised positions.
+    #[serde(alias = "chunked_nll")]
+    Nll,
+}
+
+/// Where the arithmetic runs; written `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The best that this build and machine have.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by its index.
+    Cuda(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(0) => f.write_str("cuda"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Device::Cuda)
+                .ok_or_else(|| format!("expected auto, cpu, cuda or cuda:N, found \"{text}\"")),
+        }
+    }
+}
+
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Other spellings that mean exactly one of our keys and values.
+pub(super) fn peer_spelling(key: &str, value: Value) -> (String, Value) {
+    let key = match key {
+        "activation_checkpointing" => "gradient_checkpointing",
+        "test_split_size" => "val_size",
+        other => other,
+    };
+    match (key, &value) {
+        // YAML 1.1 reads a bare `no` as false.
+        ("eval_strategy" | "save_strategy", Value::Bool(false)) => (key.into(), "no".into()),
+        ("use_cpu", Value::Bool(true)) => ("device".into(), "cpu".into()),
+        _ => (key.to_owned(), value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_below_one_is_a_share_rounded_up() {
+        assert_eq!(Amount(0.1).of(25), 3);
+        assert_eq!(Amount(0.0).of(25), 0);
+        assert_eq!(Amount(1.0).of(25), 1);
+        assert_eq!(Amount(7.9).of(25), 7);
+    }
+
+    #[test]
+    fn devices_round_trip_through_their_spelling() {
+        for text in ["auto", "cpu", "cuda", "cuda:3"] {
+            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
+        }
+        for text in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            assert!(text.parse::<Device>().unwrap_err().contains(text));
+        }
+    }
+}
