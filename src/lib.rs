@@ -5,6 +5,7 @@ pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod model;
+pub mod ops;
 pub mod report;
 pub mod rng;
 pub mod suggest;

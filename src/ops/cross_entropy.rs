@@ -1,0 +1,107 @@
+//! Softmax cross-entropy over a chunk of logits, and its gradient in place.
+//!
+//! With lse = log Σⱼ e^zⱼ and pⱼ = e^(zⱼ − lse):
+//!
+//! ```text
+//! forward   loss = lse − z_label,   entropy = lse − Σⱼ pⱼ zⱼ
+//! backward  dzⱼ  = scale · (pⱼ − [j = label])
+//! ```
+
+use super::cpu::vector::{exp, max, sum2, vectorised};
+use super::{Cpu, Indices, Region};
+use rayon::prelude::*;
+
+/// What is known of one supervised position, as it lies in a region: `(S, 3)` float32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct TokenStats {
+    /// −log p of the label, in nats.
+    pub loss: f32,
+    /// Entropy of the prediction, in nats.
+    pub entropy: f32,
+    /// 1 where the label is the most likely token (the first of equals), else 0.
+    pub correct: f32,
+}
+
+impl TokenStats {
+    /// Numbers of one position.
+    pub const WIDTH: usize = 3;
+}
+
+/// The loss of predicting labels from logits.
+pub trait CrossEntropy {
+    /// logits `(S, vocab)`, labels `(S)` → stats `(S, 3)`.
+    fn cross_entropy_forward(&mut self, logits: Region, labels: Indices, stats: Region);
+
+    /// As the forward, and turns logits into `scale` times their gradient.
+    fn cross_entropy_forward_backward(
+        &mut self,
+        logits: Region,
+        labels: Indices,
+        stats: Region,
+        scale: f32,
+    );
+}
+
+impl CrossEntropy for Cpu {
+    fn cross_entropy_forward(&mut self, logits: Region, labels: Indices, stats: Region) {
+        let ([logits], [labels], [stats]) =
+            self.arena.split_with_indices([logits], [labels], [stats]);
+        let vocab = logits.len() / labels.len().max(1);
+        self.pool.install(|| {
+            stats
+                .par_chunks_mut(TokenStats::WIDTH)
+                .zip(logits.par_chunks(vocab.max(1)))
+                .zip(labels)
+                .for_each(|((stats, logits), &label)| {
+                    let (row, _) = vectorised(|| forward_row(logits, label as usize));
+                    stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
+                });
+        });
+    }
+
+    fn cross_entropy_forward_backward(
+        &mut self,
+        logits: Region,
+        labels: Indices,
+        stats: Region,
+        scale: f32,
+    ) {
+        let ([], [labels], [logits, stats]) =
+            self.arena.split_with_indices([], [labels], [logits, stats]);
+        let vocab = logits.len() / labels.len().max(1);
+        self.pool.install(|| {
+            stats
+                .par_chunks_mut(TokenStats::WIDTH)
+                .zip(logits.par_chunks_mut(vocab.max(1)))
+                .zip(labels)
+                .for_each(|((stats, logits), &label)| {
+                    vectorised(|| {
+                        let (row, lse) = forward_row(logits, label as usize);
+                        stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
+                        for z in logits.iter_mut() {
+                            *z = scale * exp(*z - lse);
+                        }
+                        logits[label as usize] -= scale;
+                    });
+                });
+        });
+    }
+}
+
+/// The statistics of one position, and its lse.
+#[inline(always)]
+fn forward_row(logits: &[f32], label: usize) -> (TokenStats, f32) {
+    let top = max(logits);
+    let total = sum2(logits, logits, |z, _| exp(z - top));
+    let weighted = sum2(logits, logits, |z, _| exp(z - top) * (z - top));
+    let log_total = total.ln();
+    let z = logits[label];
+    let correct = z == top && !logits[..label].contains(&top);
+    let stats = TokenStats {
+        loss: log_total - (z - top),
+        entropy: log_total - weighted / total,
+        correct: f32::from(u8::from(correct)),
+    };
+    (stats, top + log_total)
+}

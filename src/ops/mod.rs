@@ -1,0 +1,146 @@
+//! The operations a transformer is trained with: one file an op, holding its formula, its shapes, the
+//! trait that a backend implements (forward and backward, both required) and the CPU implementation.
+//!
+//! **The accumulation law.** A backward adds to gradients of parameters (`dweight +=`), and
+//! overwrites gradients of activations (`dx =`), unless its documentation names the residual stream.
+//!
+//! **Shapes** stand beside each argument. T is the number of tokens of a micro-batch, H the hidden
+//! size, V the vocabulary. Matrices are row-major; a weight is `(out, in)` as PyTorch stores it.
+//!
+//! **Same input, same bits.** Work is cut into pieces whose size does not depend on the number of
+//! threads, and partial sums are added in a fixed order.
+
+mod adamw;
+mod attention;
+mod cpu;
+mod cross_entropy;
+mod embedding;
+mod grad_norm;
+mod linear;
+mod qk_norm;
+mod rms_norm;
+mod rope;
+mod rows;
+mod swiglu;
+
+pub use adamw::{AdamW, AdamWStep};
+pub use attention::{Attention, AttentionShape};
+pub use cpu::Cpu;
+pub use cross_entropy::{CrossEntropy, TokenStats};
+pub use embedding::Embedding;
+pub use grad_norm::{ClipStats, GradNorm};
+pub use linear::{Linear, LinearShape};
+pub use qk_norm::{QkNorm, QkNormShape};
+pub use rms_norm::RmsNorm;
+pub use rope::{Rope, RopeShape};
+pub use rows::Rows;
+pub use swiglu::Swiglu;
+
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// A device with its memory and every operation on it. The compiler refuses a backend that lacks one.
+pub trait Backend:
+    AdamW
+    + Attention
+    + CrossEntropy
+    + Embedding
+    + GradNorm
+    + Linear
+    + QkNorm
+    + RmsNorm
+    + Rope
+    + Rows
+    + Swiglu
+    + Send
+{
+    /// The device in words, such as `cpu, 2 threads, avx512`.
+    fn describe(&self) -> String;
+
+    /// Allocates the one arena of this device, zeroed. Called once, with the size that the memory
+    /// plan computed.
+    fn allocate(&mut self, bytes: usize) -> Result<()>;
+
+    /// Copies numbers from the host.
+    fn upload(&mut self, to: Region, from: &[f32]);
+
+    /// Copies token ids, labels, positions or row numbers from the host.
+    fn upload_indices(&mut self, to: Indices, from: &[i32]);
+
+    /// Copies numbers to the host, after all earlier operations are done.
+    fn download(&mut self, from: Region, to: &mut [f32]);
+
+    /// Copies within the device. The regions have the same length and do not overlap.
+    fn copy(&mut self, from: Region, to: Region);
+
+    /// Sets every number of a region.
+    fn fill(&mut self, to: Region, value: f32);
+}
+
+/// A tensor's place in the arena of a backend: plain data, made by the memory plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First byte.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+    /// Format of the elements.
+    pub dtype: DType,
+}
+
+impl Region {
+    /// A region without elements.
+    pub const EMPTY: Region = Region {
+        offset: 0,
+        len: 0,
+        dtype: DType::F32,
+    };
+
+    /// The part of `len` elements from element `start`.
+    pub fn slice(self, start: usize, len: usize) -> Region {
+        assert!(
+            start + len <= self.len,
+            "slice {start}+{len} of a region of {}",
+            self.len
+        );
+        Region {
+            offset: self.offset + start * self.dtype.size(),
+            len,
+            dtype: self.dtype,
+        }
+    }
+
+    /// The first `len` elements.
+    pub fn first(self, len: usize) -> Region {
+        self.slice(0, len)
+    }
+}
+
+/// The place of int32 numbers in the arena of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indices {
+    /// First byte.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl Indices {
+    /// The part of `len` elements from element `start`.
+    pub fn slice(self, start: usize, len: usize) -> Indices {
+        assert!(
+            start + len <= self.len,
+            "slice {start}+{len} of {} indices",
+            self.len
+        );
+        Indices {
+            offset: self.offset + start * 4,
+            len,
+        }
+    }
+
+    /// The first `len` elements.
+    pub fn first(self, len: usize) -> Indices {
+        self.slice(0, len)
+    }
+}

@@ -1,0 +1,148 @@
+//! RMSNorm (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization").
+//!
+//! With r = (mean(x²) + ε)^−½ for each row:
+//!
+//! ```text
+//! forward   yᵢ   = xᵢ · r · wᵢ
+//! backward  dxᵢ += r · wᵢ · dyᵢ − xᵢ · r³ / H · Σⱼ xⱼ wⱼ dyⱼ
+//!           dwᵢ += Σ over rows of xᵢ · r · dyᵢ
+//! ```
+
+use super::cpu::ROWS_PER_TASK;
+use super::cpu::vector::{dot, vectorised};
+use super::{Cpu, Region};
+use rayon::prelude::*;
+
+/// Normalises rows by their root mean square.
+pub trait RmsNorm {
+    /// x `(T, hidden)`, weight `(hidden)` → y `(T, hidden)`, inv_rms `(T)`.
+    fn rms_norm_forward(&mut self, x: Region, weight: Region, y: Region, inv_rms: Region, eps: f32);
+
+    /// dy `(T, hidden)` → dx `(T, hidden)` and dweight `(hidden)`. Both are added to: every norm of
+    /// the network reads the residual stream, so dx is the residual stream's gradient.
+    fn rms_norm_backward(
+        &mut self,
+        x: Region,
+        weight: Region,
+        inv_rms: Region,
+        dy: Region,
+        dx: Region,
+        dweight: Region,
+    );
+}
+
+/// Columns of dweight that one task sums.
+const COLUMNS_PER_TASK: usize = 64;
+
+impl RmsNorm for Cpu {
+    fn rms_norm_forward(
+        &mut self,
+        x: Region,
+        weight: Region,
+        y: Region,
+        inv_rms: Region,
+        eps: f32,
+    ) {
+        let ([x, weight], [y, inv_rms]) = self.arena.split([x, weight], [y, inv_rms]);
+        let hidden = weight.len();
+        self.pool.install(|| {
+            y.par_chunks_mut(ROWS_PER_TASK * hidden)
+                .zip(x.par_chunks(ROWS_PER_TASK * hidden))
+                .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK))
+                .for_each(|((y, x), inv_rms)| {
+                    vectorised(|| {
+                        let rows = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+                        for ((y, x), r) in rows.zip(inv_rms) {
+                            *r = forward_row(x, weight, y, eps);
+                        }
+                    });
+                });
+        });
+    }
+
+    fn rms_norm_backward(
+        &mut self,
+        x: Region,
+        weight: Region,
+        inv_rms: Region,
+        dy: Region,
+        dx: Region,
+        dweight: Region,
+    ) {
+        let ([x, weight, inv_rms, dy], [dx, dweight]) =
+            self.arena.split([x, weight, inv_rms, dy], [dx, dweight]);
+        let hidden = weight.len();
+        let piece = ROWS_PER_TASK * hidden;
+        self.pool.install(|| {
+            dx.par_chunks_mut(piece)
+                .zip(x.par_chunks(piece))
+                .zip(dy.par_chunks(piece))
+                .zip(inv_rms.par_chunks(ROWS_PER_TASK))
+                .for_each(|(((dx, x), dy), inv_rms)| {
+                    vectorised(|| {
+                        let rows = dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+                        for (((dx, x), dy), &r) in rows.zip(dy.chunks_exact(hidden)).zip(inv_rms) {
+                            let slope = row_slope(x, weight, dy, r);
+                            for i in 0..hidden {
+                                dx[i] += r * weight[i] * dy[i] - x[i] * slope;
+                            }
+                        }
+                    });
+                });
+            dweight
+                .par_chunks_mut(COLUMNS_PER_TASK)
+                .enumerate()
+                .for_each(|(task, dweight)| {
+                    let columns = task * COLUMNS_PER_TASK..task * COLUMNS_PER_TASK + dweight.len();
+                    vectorised(|| {
+                        let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden));
+                        for ((x, dy), &r) in rows.zip(inv_rms) {
+                            add_weight_gradient(
+                                &x[columns.clone()],
+                                &dy[columns.clone()],
+                                r,
+                                dweight,
+                            );
+                        }
+                    });
+                });
+        });
+    }
+}
+
+/// Normalises one row into `y` and returns r.
+#[inline(always)]
+pub(super) fn forward_row(x: &[f32], weight: &[f32], y: &mut [f32], eps: f32) -> f32 {
+    let mean_square = dot(x, x) / x.len() as f32;
+    let r = 1.0 / (mean_square + eps).sqrt();
+    for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
+        *y = w * (x * r);
+    }
+    r
+}
+
+/// `r³ / H · Σⱼ xⱼ wⱼ dyⱼ`: what the normalisation takes from each xᵢ.
+#[inline(always)]
+pub(super) fn row_slope(x: &[f32], weight: &[f32], dy: &[f32], r: f32) -> f32 {
+    let n = x.len();
+    let (weight, dy) = (&weight[..n], &dy[..n]);
+    let mut lanes = [0.0f32; 16];
+    let whole = n - n % 16;
+    for i in (0..whole).step_by(16) {
+        for lane in 0..16 {
+            let j = i + lane;
+            lanes[lane] = (x[j] * weight[j]).mul_add(dy[j], lanes[lane]);
+        }
+    }
+    let tail: f32 = (whole..n).map(|j| x[j] * weight[j] * dy[j]).sum();
+    let total: f32 = lanes.iter().sum::<f32>() + tail;
+    r * r * r * total / n as f32
+}
+
+/// `dw += x · r · dy` for one row.
+#[inline(always)]
+pub(super) fn add_weight_gradient(x: &[f32], dy: &[f32], r: f32, dweight: &mut [f32]) {
+    for ((dw, &x), &dy) in dweight.iter_mut().zip(x).zip(dy) {
+        *dw += x * r * dy;
+    }
+}
