@@ -27,9 +27,7 @@ pub(super) fn document(text: &str, origin: &str) -> Result<Map<String, Value>> {
     {
         Value::Object(Map::new())
     } else {
-        serde_saphyr::from_str::<Node>(text)
-            .map_err(|e| malformed(e.to_string().into()))?
-            .0
+        yaml(text).map_err(|e| malformed(e.into()))?
     };
     match value {
         Value::Object(map) => Ok(map),
@@ -45,23 +43,32 @@ pub(super) fn document(text: &str, origin: &str) -> Result<Map<String, Value>> {
 
 /// One word of the command line (or a C string) read as YAML; `None` if it is not valid YAML.
 pub(super) fn scalar(text: &str) -> Option<Value> {
-    serde_saphyr::from_str::<Node>(text).ok().map(|node| node.0)
+    yaml(text).ok()
+}
+
+/// NaN and infinity become text, so that a key which needs a number refuses them by name.
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    let options = serde_saphyr::options! {
+        non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::AsString,
+        with_snippet: false,
+    };
+    serde_saphyr::from_str_with_options::<Node>(text, options).map(|node| node.0)
 }
 
 /// The 1-based line on which the top-level `key` stands.
 pub(super) fn line_of_key(text: &str, key: &str) -> Option<usize> {
-    let yaml = |line: &str| {
+    let in_yaml = |line: &str| {
         let line = line.trim_matches(['"', '\'']);
         line.strip_prefix(key)
             .is_some_and(|rest| rest.trim_start_matches(['"', '\'', ' ']).starts_with(':'))
     };
-    let json = |line: &str| {
+    let in_json = |line: &str| {
         let quoted = format!("\"{key}\"");
         line.split_once(&quoted)
             .is_some_and(|(_, rest)| rest.trim_start().starts_with(':'))
     };
     text.lines()
-        .position(|line| yaml(line) || json(line))
+        .position(|line| in_yaml(line) || in_json(line))
         .map(|index| index + 1)
 }
 
@@ -109,8 +116,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// A JSON value that keeps what JSON cannot hold visible: NaN and infinity become text, so that a
-/// key which needs a number refuses them by name instead of reading null.
+/// A JSON value whose mappings hold each key once.
 struct Node(Value);
 
 impl<'de> Deserialize<'de> for Node {
@@ -196,7 +202,7 @@ mod tests {
         }
         assert_eq!(scalar("-1"), Some(Value::from(-1)));
         assert_eq!(scalar("no"), Some(Value::from(false)), "as PyYAML reads it");
-        assert_eq!(scalar(".nan"), Some(Value::from("NaN")));
+        assert_eq!(scalar(".nan"), Some(Value::from(".nan")));
     }
 
     #[test]
