@@ -4,6 +4,7 @@ pub mod config;
 pub mod data;
 pub mod dtype;
 pub mod error;
+pub mod io;
 pub mod model;
 pub mod ops;
 pub mod report;

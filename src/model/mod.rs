@@ -2,10 +2,12 @@
 //! read both from a Hugging Face folder.
 
 pub mod families;
+mod folder;
 mod generation;
 mod params;
 mod spec;
 
+pub use folder::{ExtraTensors, load_weights, save_model_folder, save_model_folder_sharded};
 pub use generation::GenerationDefaults;
 pub use params::{ALIGNMENT, LayerSlots, Param, ParamTable, Slot};
 pub use spec::{ModelSpec, Rope};

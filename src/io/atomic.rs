@@ -1,0 +1,450 @@
+//! Files and folders that appear whole or not at all.
+//!
+//! New content is written under a hidden name beside its destination, flushed to the device, and
+//! moved into place by a rename; the parent folder is flushed last. Whatever fails before the rename
+//! (a full disk, a broken source, a killed process) leaves the earlier content untouched. A leftover
+//! of a killed process is removed by the next writer to the same destination: a live writer holds a
+//! lock on its folder, which the system drops with the process.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Writes the file at `path` through `fill`; an earlier file stays whole until the new one is.
+///
+/// # Errors
+/// Those of `fill`, and [`ErrorKind::Io`] naming the file.
+pub fn write_file(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&mut FileWriter) -> Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let parent = parent_of(path);
+    let staged = parent.join(staging_name(path)?);
+    let written = (|| {
+        let mut writer = FileWriter::create(&staged, path)?;
+        fill(&mut writer)?;
+        writer.finish()?;
+        fs::rename(&staged, path).map_err(|e| Error::io(path, e))?;
+        sync_folder(&parent)
+    })();
+    if written.is_err() {
+        // Not there if creating it failed; then there is nothing to remove.
+        let _ = fs::remove_file(&staged);
+    }
+    written
+}
+
+/// A buffered file whose errors name the destination.
+pub struct FileWriter {
+    file: BufWriter<File>,
+    shown: PathBuf,
+}
+
+impl FileWriter {
+    fn create(at: &Path, shown: &Path) -> Result<Self> {
+        let file = File::create_new(at).map_err(|e| Error::io(shown, e))?;
+        Ok(Self {
+            file: BufWriter::with_capacity(1 << 20, file),
+            shown: shown.to_owned(),
+        })
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] naming the destination.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        #[cfg(test)]
+        test_disk::take(bytes.len()).map_err(|e| self.error(e))?;
+        self.file.write_all(bytes).map_err(|e| self.error(e))
+    }
+
+    /// Where the content will stand.
+    pub fn destination(&self) -> &Path {
+        &self.shown
+    }
+
+    /// Flushes to the device. Without it the content may be lost.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] naming the destination.
+    pub fn finish(mut self) -> Result<()> {
+        self.file.flush().map_err(|e| self.error(e))?;
+        self.file.get_ref().sync_all().map_err(|e| self.error(e))
+    }
+
+    fn error(&self, source: std::io::Error) -> Error {
+        Error::new(
+            ErrorKind::Io,
+            format!("cannot write {}", self.shown.display()),
+        )
+        .with_source(source)
+    }
+}
+
+/// A folder under construction. Dropped without [`AtomicFolder::replace`] or
+/// [`AtomicFolder::merge`], it vanishes.
+pub struct AtomicFolder {
+    destination: PathBuf,
+    staging: PathBuf,
+    /// The staging folder stands inside the destination, because that is a file system of its own
+    /// or its parent cannot be written.
+    inside: bool,
+    /// Held while this value lives; tells other writers that the staging folder is in use.
+    _lock: File,
+    /// Names relative to the folder, in the order of creation.
+    files: Vec<String>,
+}
+
+impl AtomicFolder {
+    /// Begins a folder that will stand at `destination`, whose missing parents are made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if a file stands there, else [`ErrorKind::Io`].
+    pub fn create(destination: impl AsRef<Path>) -> Result<Self> {
+        let destination = destination.as_ref();
+        let destination = match fs::canonicalize(destination) {
+            Ok(resolved) => resolved,
+            Err(_) => destination.to_owned(),
+        };
+        if destination.exists() && !destination.is_dir() {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("{} is a file, not a folder", destination.display()),
+            ));
+        }
+        let parent = parent_of(&destination);
+        fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, e))?;
+        let name = staging_name(&destination)?;
+        let beside = match destination.is_dir() && is_mount_point(&destination, &parent) {
+            true => Err(std::io::Error::from(std::io::ErrorKind::CrossesDevices)),
+            false => fs::create_dir(parent.join(&name)),
+        };
+        let (staging, inside) = match beside {
+            Ok(()) => (parent.join(&name), false),
+            Err(_) if destination.is_dir() => {
+                let staging = destination.join(&name);
+                fs::create_dir(&staging).map_err(|e| Error::io(&destination, e))?;
+                (staging, true)
+            }
+            Err(e) => return Err(Error::io(&destination, e)),
+        };
+        let lock = File::open(&staging).map_err(|e| Error::io(&staging, e))?;
+        // Not every file system can lock; the price is a leftover that stays.
+        let _ = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        remove_leftovers(&destination, &staging);
+        Ok(Self {
+            destination,
+            staging,
+            inside,
+            _lock: lock,
+            files: Vec::new(),
+        })
+    }
+
+    /// Where the folder will stand.
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
+    /// Begins the file `name`, which may lie in a subfolder (`a/b`).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] naming the file.
+    pub fn file(&mut self, name: &str) -> Result<FileWriter> {
+        let at = self.staging.join(name);
+        let shown = self.destination.join(name);
+        fs::create_dir_all(parent_of(&at)).map_err(|e| Error::io(&shown, e))?;
+        self.files.push(name.to_owned());
+        FileWriter::create(&at, &shown)
+    }
+
+    /// Writes the file `name` with `content`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] naming the file.
+    pub fn write(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        let mut writer = self.file(name)?;
+        writer.write(content)?;
+        writer.finish()
+    }
+
+    /// Puts the folder in place of whatever folder stands there, in one exchange where the system has
+    /// one. On failure the earlier folder stays whole.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] naming the destination.
+    pub fn replace(self) -> Result<()> {
+        self.merge(|_| true)
+    }
+
+    /// As [`AtomicFolder::replace`] if everything that stands there is `owned` (by its top-level name).
+    /// Otherwise the foreign entries stay, each new file replaces its predecessor in the order of
+    /// creation, and owned files that the new folder lacks are removed at the end. Nothing is moved
+    /// before all new files are whole on the device, so a full disk changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] naming the file or folder.
+    pub fn merge(self, owned: impl Fn(&str) -> bool) -> Result<()> {
+        sync_tree(&self.staging).map_err(|e| Error::io(&self.destination, e))?;
+        let old = match self.destination.is_dir() {
+            true => list(&self.destination)?,
+            false => BTreeSet::new(),
+        };
+        let is_foreign = |name: &String| !owned(name) && !is_staging(name, &self.destination);
+        if self.inside || old.iter().any(is_foreign) {
+            self.move_files(&old, owned)?;
+        } else if self.destination.is_dir() {
+            exchange(&self.staging, &self.destination)?;
+        } else {
+            fs::rename(&self.staging, &self.destination)
+                .map_err(|e| Error::io(&self.destination, e))?;
+        }
+        sync_folder(&parent_of(&self.destination))
+        // Dropping removes what the staging name holds now: nothing, or the earlier folder.
+    }
+
+    fn move_files(&self, old: &BTreeSet<String>, owned: impl Fn(&str) -> bool) -> Result<()> {
+        let mut kept = BTreeSet::new();
+        for name in &self.files {
+            let target = self.destination.join(name);
+            fs::create_dir_all(parent_of(&target))
+                .and_then(|()| fs::rename(self.staging.join(name), &target))
+                .map_err(|e| Error::io(&target, e))?;
+            kept.insert(name.split('/').next().unwrap_or(name).to_owned());
+        }
+        for name in old {
+            if owned(name) && !kept.contains(name) && !is_staging(name, &self.destination) {
+                let path = self.destination.join(name);
+                remove(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        sync_tree(&self.destination).map_err(|e| Error::io(&self.destination, e))
+    }
+}
+
+impl Drop for AtomicFolder {
+    fn drop(&mut self) {
+        // Nothing can be reported from here; a later writer tries again.
+        let _ = fs::remove_dir_all(&self.staging);
+    }
+}
+
+/// Swaps two folders, so that `destination` is never absent where the system can do that.
+fn exchange(staging: &Path, destination: &Path) -> Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::renameat_with(CWD, staging, CWD, destination, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            exchange_by_renames(staging, destination)
+        }
+        Err(e) => Err(Error::io(destination, e.into())),
+    }
+}
+
+/// The fallback: three renames; if the second fails, the first is undone.
+fn exchange_by_renames(staging: &Path, destination: &Path) -> Result<()> {
+    let mut aside = staging.as_os_str().to_owned();
+    aside.push("-old");
+    let error = |e| Error::io(destination, e);
+    fs::rename(destination, &aside).map_err(error)?;
+    if let Err(e) = fs::rename(staging, destination) {
+        return Err(match fs::rename(&aside, destination) {
+            Ok(()) => error(e),
+            Err(_) => error(e).context(format!(
+                "the earlier folder now stands at {}",
+                Path::new(&aside).display()
+            )),
+        });
+    }
+    fs::rename(&aside, staging).map_err(error)
+}
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// `.NAME.partial-PID-N`
+fn staging_name(destination: &Path) -> Result<String> {
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let prefix = staging_prefix(destination).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{} does not name a file or folder", destination.display()),
+        )
+    })?;
+    Ok(format!("{prefix}{}-{n}", std::process::id()))
+}
+
+fn staging_prefix(destination: &Path) -> Option<String> {
+    let name = destination.file_name()?;
+    Some(format!(".{}.partial-", name.to_string_lossy()))
+}
+
+fn is_staging(name: &str, destination: &Path) -> bool {
+    staging_prefix(destination).is_some_and(|prefix| name.starts_with(&prefix))
+}
+
+/// Removes staging folders for `destination` whose writer is gone, all but `own`.
+fn remove_leftovers(destination: &Path, own: &Path) {
+    let parent = parent_of(own);
+    for name in list(&parent).unwrap_or_default() {
+        let path = parent.join(&name);
+        if path == own || !path.is_dir() || !is_staging(&name, destination) {
+            continue;
+        }
+        let Ok(folder) = File::open(&path) else {
+            continue;
+        };
+        if rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+fn is_mount_point(folder: &Path, parent: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (fs::metadata(folder), fs::metadata(parent)) {
+        (Ok(a), Ok(b)) => a.dev() != b.dev(),
+        _ => false,
+    }
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => path.to_owned(),
+    }
+}
+
+fn list(folder: &Path) -> Result<BTreeSet<String>> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<_>>()
+        .map_err(|e| Error::io(folder, e))
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::symlink_metadata(path)?.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    }
+}
+
+/// Flushes the entries of `folder` (names, not contents).
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Error::io(folder, e))
+}
+
+/// Flushes the entries of `folder` and its subfolders.
+fn sync_tree(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+/// A disk that fills up, for the tests of this crate.
+#[cfg(test)]
+pub(crate) mod test_disk {
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static FREE: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// Runs `f` on a disk that has room for `bytes` more.
+    pub fn with_free_bytes<T>(bytes: usize, f: impl FnOnce() -> T) -> T {
+        FREE.set(Some(bytes));
+        let result = f();
+        FREE.set(None);
+        result
+    }
+
+    pub fn take(bytes: usize) -> io::Result<()> {
+        let Some(free) = FREE.get() else {
+            return Ok(());
+        };
+        let left = free.checked_sub(bytes);
+        FREE.set(Some(left.unwrap_or(0)));
+        left.map(drop)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_with(dir: &Path, name: &str, content: &str) -> PathBuf {
+        let path = dir.join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("a"), content).unwrap();
+        path
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        list(folder).unwrap().into_iter().collect()
+    }
+
+    #[test]
+    fn full_disk_keeps_the_earlier_file_and_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        fs::write(&path, "old").unwrap();
+        let error = test_disk::with_free_bytes(4, || {
+            write_file(&path, |w| {
+                w.write(b"new ")?;
+                w.write(b"content")
+            })
+        })
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("state.json"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["state.json"]);
+    }
+
+    #[test]
+    fn full_disk_keeps_the_earlier_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = folder_with(dir.path(), "model", "old");
+        let error = test_disk::with_free_bytes(3, || {
+            let mut folder = AtomicFolder::create(&path)?;
+            folder.write("a", b"new")?;
+            folder.write("b", b"more")?;
+            folder.replace()
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains("model/b"), "{error}");
+        assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[test]
+    fn exchange_by_renames_swaps_and_undoes_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = folder_with(dir.path(), "old", "old");
+        let new = folder_with(dir.path(), "new", "new");
+        exchange_by_renames(&new, &old).unwrap();
+        assert_eq!(fs::read_to_string(old.join("a")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(new.join("a")).unwrap(), "old");
+
+        let missing = dir.path().join("missing");
+        exchange_by_renames(&missing, &old).unwrap_err();
+        assert_eq!(fs::read_to_string(old.join("a")).unwrap(), "new");
+    }
+}
