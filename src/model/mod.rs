@@ -4,10 +4,13 @@
 pub mod families;
 mod folder;
 mod generation;
+mod init;
 mod params;
 mod spec;
+mod train_tokenizer;
 
 pub use folder::{ExtraTensors, load_weights, save_model_folder, save_model_folder_sharded};
 pub use generation::GenerationDefaults;
+pub use init::{CHATML_TEMPLATE, InitOptions, init_model};
 pub use params::{ALIGNMENT, LayerSlots, Param, ParamTable, Slot};
 pub use spec::{ModelSpec, Rope};
