@@ -1,0 +1,616 @@
+//! The machine: takes in observations, asks the rules in order and latches the first verdict.
+
+use super::config::{Budget, NonFiniteRule, Reference, Rule, StopConfig};
+use super::metric::{Direction, Metric};
+use super::rules::{Best, BestTracker, RuleState};
+use super::smoothing::Smoothing;
+use crate::Result;
+use crate::report::{EvalReport, StepReport, StopReason};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What became known at one step: the numbers of an update, of an evaluation, of the host, together
+/// or one after another. The numbers are the true ones; nothing is filtered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observation<'a> {
+    /// Updates done; 0 for an evaluation before the first.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Input tokens of the run so far.
+    pub tokens: u64,
+    /// Wall time of the run so far, in seconds. Ranks of one run must pass the same number.
+    pub seconds: f64,
+    /// The update, if this observation brings one.
+    pub train: Option<TrainMetrics>,
+    /// The evaluation, if this observation brings one.
+    pub eval: Option<EvalMetrics>,
+    /// Numbers that the host feeds. A built-in metric's name stands for that metric where `train` and
+    /// `eval` do not have it, so a host may evaluate by itself.
+    pub host: &'a [(String, f64)],
+}
+
+/// The numbers of an update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainMetrics {
+    /// Token-weighted loss, in nats.
+    pub loss: f64,
+    /// L2 norm of the gradient before clipping, if it was computed.
+    pub grad_norm: Option<f64>,
+    /// Fraction of the supervised tokens that the model would have chosen itself.
+    pub token_accuracy: Option<f64>,
+    /// Supervised tokens. With none the loss is an empty sum: no rule looks at it.
+    pub supervised_tokens: u64,
+}
+
+/// The numbers of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EvalMetrics {
+    /// Token-weighted loss, in nats.
+    pub loss: f64,
+    /// Fraction of the supervised tokens that the model would have chosen itself.
+    pub token_accuracy: Option<f64>,
+}
+
+impl From<&StepReport> for TrainMetrics {
+    fn from(report: &StepReport) -> Self {
+        Self {
+            loss: report.loss,
+            grad_norm: Some(report.grad_norm),
+            token_accuracy: Some(report.token_accuracy),
+            supervised_tokens: report.supervised_tokens,
+        }
+    }
+}
+
+impl From<&EvalReport> for EvalMetrics {
+    fn from(report: &EvalReport) -> Self {
+        Self {
+            loss: report.loss,
+            token_accuracy: Some(report.token_accuracy),
+        }
+    }
+}
+
+impl Observation<'_> {
+    /// The value of `metric` here, if it was observed.
+    ///
+    /// The loss and accuracy of an update whose loss or gradient norm is not finite are NaN: such an
+    /// update reaches no target, even where something logged its loss as 0.
+    pub fn metric(&self, metric: &Metric) -> Option<f64> {
+        let train = self.train.filter(|train| train.supervised_tokens > 0);
+        let sound = |x: f64| if self.is_broken() { f64::NAN } else { x };
+        match metric {
+            Metric::TrainLoss => self.raw_train_loss().map(sound),
+            Metric::TokenAccuracy => {
+                let own = train.and_then(|train| train.token_accuracy);
+                own.or_else(|| self.host(metric.name())).map(sound)
+            }
+            Metric::GradNorm => {
+                let own = train.and_then(|train| train.grad_norm);
+                own.or_else(|| self.host(metric.name()))
+            }
+            Metric::EvalLoss => self
+                .eval
+                .map(|e| e.loss)
+                .or_else(|| self.host(metric.name())),
+            Metric::EvalTokenAccuracy => {
+                let own = self.eval.and_then(|eval| eval.token_accuracy);
+                own.or_else(|| self.host(metric.name()))
+            }
+            Metric::Host(name) => self.host(name).or_else(|| {
+                let prefixed = |key: &str| key.strip_prefix("eval_") == Some(name);
+                self.host
+                    .iter()
+                    .rev()
+                    .find(|(key, _)| prefixed(key))
+                    .map(|(_, x)| *x)
+            }),
+        }
+    }
+
+    /// The training loss exactly as it was observed.
+    pub(super) fn raw_train_loss(&self) -> Option<f64> {
+        let own = self
+            .train
+            .filter(|train| train.supervised_tokens > 0)
+            .map(|train| train.loss);
+        own.or_else(|| self.host(Metric::TrainLoss.name()))
+    }
+
+    fn is_broken(&self) -> bool {
+        let numbers = [self.raw_train_loss(), self.metric(&Metric::GradNorm)];
+        numbers.into_iter().flatten().any(|x| !x.is_finite())
+    }
+
+    /// What the host fed under `name`; the last one counts.
+    fn host(&self, name: &str) -> Option<f64> {
+        self.host
+            .iter()
+            .rev()
+            .find(|(key, _)| key == name)
+            .map(|(_, x)| *x)
+    }
+}
+
+/// Why, when and by what a run was ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The stable reason.
+    pub reason: StopReason,
+    /// The update after which it was reached.
+    pub step: u64,
+    /// Index of the rule in [`StopConfig::rules`]; `None` for the run's own budget, the implied
+    /// `non_finite` rule and the host.
+    pub rule: Option<usize>,
+    /// The rule and its numbers, for people.
+    pub detail: String,
+}
+
+/// The stopping state machine of a run.
+#[derive(Clone, Debug)]
+pub struct StopMachine {
+    slots: Vec<Slot>,
+    budget: Budget,
+    /// The metric named for the best model, if one was.
+    watched: Option<Watched>,
+    /// What "best" means where neither a metric was named nor a plateau rule exists.
+    eval_loss: BestTracker,
+    train_loss: BestTracker,
+    verdict: Option<Verdict>,
+    is_new_best: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    /// Index in the configuration, none for the implied rule.
+    index: Option<usize>,
+    rule: Rule,
+    state: RuleState,
+}
+
+#[derive(Clone, Debug)]
+struct Watched {
+    metric: Metric,
+    direction: Direction,
+    best: BestTracker,
+}
+
+/// Everything that a [`StopMachine`] remembers, for a checkpoint. It survives JSON bit for bit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StopState {
+    rules: Vec<(String, RuleState)>,
+    watched: Option<(String, BestTracker)>,
+    eval_loss: BestTracker,
+    train_loss: BestTracker,
+    verdict: Option<Verdict>,
+}
+
+impl StopMachine {
+    /// A machine for the rules of `config` and the run's own `budget`, which is asked last.
+    ///
+    /// # Errors
+    /// As [`StopConfig::validate`] and [`Budget::validate`].
+    pub fn new(config: &StopConfig, budget: Budget) -> Result<Self> {
+        config.validate()?;
+        budget.validate("budget")?;
+        let declared = config.rules.iter().cloned().enumerate();
+        let slot = |(i, rule)| Slot {
+            index: Some(i),
+            rule,
+            state: RuleState::default(),
+        };
+        let (mut slots, others): (Vec<Slot>, Vec<Slot>) = declared
+            .map(slot)
+            .partition(|slot| matches!(slot.rule, Rule::NonFinite(_)));
+        if slots.is_empty() {
+            let rule = Rule::NonFinite(NonFiniteRule::default());
+            slots.push(Slot {
+                index: None,
+                rule,
+                state: RuleState::default(),
+            });
+        }
+        slots.extend(others);
+        Ok(Self {
+            slots,
+            budget,
+            watched: None,
+            eval_loss: BestTracker::default(),
+            train_loss: BestTracker::default(),
+            verdict: None,
+            is_new_best: false,
+        })
+    }
+
+    /// Names the metric that decides which weights are the best, as `metric_for_best_model` does.
+    /// Without it the first plateau rule decides, else the least evaluation loss, else the least
+    /// training loss.
+    pub fn watch(&mut self, metric: Metric, direction: Direction) {
+        self.watched = Some(Watched {
+            metric,
+            direction,
+            best: BestTracker::default(),
+        });
+    }
+
+    /// Takes in what became known and says whether the run is over. Once it is, nothing more is taken
+    /// in and the same verdict comes back.
+    pub fn observe(&mut self, observation: &Observation<'_>) -> Option<Verdict> {
+        self.is_new_best = false;
+        if self.verdict.is_some() {
+            return self.verdict.clone();
+        }
+        let step = observation.step;
+        let best_before = self.best();
+        for slot in &mut self.slots {
+            // Every rule takes in the observation, also after another fired.
+            let fired = slot.state.observe(&slot.rule, observation);
+            if let (Some(reason), None) = (fired, &self.verdict) {
+                let detail = slot.status(observation).to_string();
+                self.verdict = Some(Verdict {
+                    reason,
+                    step,
+                    rule: slot.index,
+                    detail,
+                });
+            }
+        }
+        if self.verdict.is_none()
+            && let Some(reason) = self.budget.used_up(observation)
+        {
+            let detail = budget_status("budget", &self.budget, observation).to_string();
+            self.verdict = Some(Verdict {
+                reason,
+                step,
+                rule: None,
+                detail,
+            });
+        }
+        self.track_best(observation);
+        let best = self.best();
+        self.is_new_best = best != best_before && best.is_some_and(|b| b.step == Some(step));
+        self.verdict.clone()
+    }
+
+    fn track_best(&mut self, o: &Observation<'_>) {
+        let significant = Reference::Significant;
+        if let Some(Watched {
+            metric,
+            direction,
+            best,
+        }) = &mut self.watched
+            && let Some(value) = o.metric(metric)
+        {
+            best.offer(significant, *direction, o.step, value);
+        }
+        if let Some(loss) = o.metric(&Metric::EvalLoss) {
+            self.eval_loss
+                .offer(significant, Direction::Minimize, o.step, loss);
+        }
+        if let Some(loss) = o.metric(&Metric::TrainLoss) {
+            self.train_loss
+                .offer(significant, Direction::Minimize, o.step, loss);
+        }
+    }
+
+    /// Ends the run at the host's wish ([`StopReason::Cancelled`] or [`StopReason::Callback`]) after
+    /// update `step`; an earlier verdict stays.
+    pub fn request(&mut self, reason: StopReason, step: u64) {
+        self.verdict.get_or_insert_with(|| Verdict {
+            reason,
+            step,
+            rule: None,
+            detail: format!("the host asked to stop: {}", reason.code()),
+        });
+    }
+
+    /// The latched verdict.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_ref()
+    }
+
+    /// Lets a run that was stopped go on. Counters stay: a rule that is out of patience fires at its
+    /// next bad observation, and an improvement resets it as always.
+    pub fn clear_verdict(&mut self) {
+        self.verdict = None;
+    }
+
+    /// The metric that [`StopMachine::best`] is about, at present.
+    pub fn best_metric(&self) -> (&Metric, Direction) {
+        match (&self.watched, self.first_plateau()) {
+            (Some(watched), _) => (&watched.metric, watched.direction),
+            (None, Some((Rule::Plateau(rule), _))) => (&rule.metric, rule.direction()),
+            _ if self.eval_loss.get().is_some() => (&Metric::EvalLoss, Direction::Minimize),
+            _ => (&Metric::TrainLoss, Direction::Minimize),
+        }
+    }
+
+    /// The best value so far and its step; see [`StopMachine::watch`] for what it is the best of.
+    pub fn best(&self) -> Option<Best> {
+        match (&self.watched, self.first_plateau()) {
+            (Some(watched), _) => watched.best.get(),
+            (None, Some((_, state))) => state.best.get(),
+            _ => self.eval_loss.get().or_else(|| self.train_loss.get()),
+        }
+    }
+
+    /// Whether the last observation brought a new best: the weights of this very step are the ones to
+    /// keep.
+    pub fn is_new_best(&self) -> bool {
+        self.is_new_best
+    }
+
+    /// The training loss as the first rule that smooths it sees it.
+    pub fn smoothed(&self) -> Option<f64> {
+        let smooths = |slot: &&Slot| {
+            slot.metric() == Some(&Metric::TrainLoss) && slot.smoothing() != Smoothing::None
+        };
+        self.slots
+            .iter()
+            .find(smooths)?
+            .state
+            .smoother
+            .value
+            .map(|value| value.0)
+    }
+
+    /// The counter of the first plateau rule; 0 without one.
+    pub fn patience_used(&self) -> u64 {
+        self.first_plateau().map_or(0, |(_, state)| state.counter)
+    }
+
+    /// The counter that says most: of the rule that fired, else of the first plateau rule, else of
+    /// the first declared rule, else 0.
+    pub fn counter(&self) -> u64 {
+        let fired = self.verdict.as_ref().and_then(|verdict| verdict.rule);
+        let slot = self
+            .slots
+            .iter()
+            .find(|slot| fired.is_some() && slot.index == fired);
+        let plateau = || {
+            self.slots
+                .iter()
+                .find(|slot| matches!(slot.rule, Rule::Plateau(_)))
+        };
+        let first = || self.slots.iter().find(|slot| slot.index == Some(0));
+        slot.or_else(plateau)
+            .or_else(first)
+            .map_or(0, |slot| slot.state.counter)
+    }
+
+    /// Where every rule stands, in the order in which they are asked. `now` is the last observation,
+    /// for the budgets.
+    pub fn status(&self, now: &Observation<'_>) -> Vec<RuleStatus> {
+        let mut lines: Vec<_> = self.slots.iter().map(|slot| slot.status(now)).collect();
+        if self.budget != Budget::default() {
+            lines.push(budget_status("budget", &self.budget, now));
+        }
+        lines
+    }
+
+    /// Everything that the machine remembers.
+    pub fn state(&self) -> StopState {
+        let rules = self
+            .slots
+            .iter()
+            .map(|slot| (slot.key(), slot.state.clone()));
+        StopState {
+            rules: rules.collect(),
+            watched: self
+                .watched
+                .as_ref()
+                .map(|watched| (watched.key(), watched.best)),
+            eval_loss: self.eval_loss,
+            train_loss: self.train_loss,
+            verdict: self.verdict.clone(),
+        }
+    }
+
+    /// Goes on from `state`, as if it had not been interrupted.
+    ///
+    /// Patience, bounds and budgets may have changed since. A rule that watches its metric in another
+    /// way than any saved one (another metric, direction, smoothing or reference) starts afresh; the
+    /// number of such rules is returned.
+    pub fn restore(&mut self, state: &StopState) -> usize {
+        let mut saved: Vec<_> = state.rules.iter().map(Some).collect();
+        let mut fresh = 0;
+        for slot in &mut self.slots {
+            let key = slot.key();
+            let found = saved
+                .iter_mut()
+                .find(|s| s.is_some_and(|(saved_key, _)| *saved_key == key));
+            slot.state = match found.and_then(Option::take) {
+                Some((_, state)) => state.clone(),
+                None => {
+                    fresh += 1;
+                    RuleState::default()
+                }
+            };
+            slot.state.counter = slot.state.counter.min(slot.patience());
+        }
+        if let (Some(watched), Some((key, best))) = (&mut self.watched, &state.watched)
+            && watched.key() == *key
+        {
+            watched.best = *best;
+        }
+        self.eval_loss = state.eval_loss;
+        self.train_loss = state.train_loss;
+        self.verdict = state.verdict.clone();
+        self.is_new_best = false;
+        fresh
+    }
+
+    fn first_plateau(&self) -> Option<(&Rule, &RuleState)> {
+        let mut plateaus = self
+            .slots
+            .iter()
+            .filter(|slot| matches!(slot.rule, Rule::Plateau(_)));
+        plateaus.next().map(|slot| (&slot.rule, &slot.state))
+    }
+}
+
+impl Watched {
+    fn key(&self) -> String {
+        format!("{} {:?}", self.metric, self.direction)
+    }
+}
+
+impl Slot {
+    fn metric(&self) -> Option<&Metric> {
+        match &self.rule {
+            Rule::Target(rule) => Some(&rule.metric),
+            Rule::Plateau(rule) => Some(&rule.metric),
+            Rule::Divergence(rule) => Some(&rule.metric),
+            Rule::Overfit(_) => Some(&Metric::EvalLoss),
+            Rule::NonFinite(_) | Rule::Budget(_) => None,
+        }
+    }
+
+    fn smoothing(&self) -> Smoothing {
+        match &self.rule {
+            Rule::Target(rule) => rule.smoothing,
+            Rule::Plateau(rule) => rule.smoothing,
+            Rule::Divergence(rule) => rule.smoothing,
+            Rule::Overfit(rule) => rule.smoothing,
+            Rule::NonFinite(_) | Rule::Budget(_) => Smoothing::None,
+        }
+    }
+
+    fn patience(&self) -> u64 {
+        match &self.rule {
+            Rule::Target(rule) => rule.patience(),
+            Rule::Plateau(rule) => rule.patience,
+            Rule::NonFinite(rule) => rule.patience,
+            Rule::Divergence(rule) => rule.patience,
+            Rule::Overfit(rule) => rule.patience,
+            Rule::Budget(_) => 0,
+        }
+    }
+
+    /// What gives the remembered numbers their meaning; states are matched by it.
+    fn key(&self) -> String {
+        let mut key = self.rule.kind().to_owned();
+        if let Some(metric) = self.metric() {
+            key += &format!(" {metric} {:?}", self.smoothing());
+        }
+        match &self.rule {
+            Rule::Plateau(rule) => key += &format!(" {:?} {:?}", rule.direction(), rule.reference),
+            Rule::Target(rule) => key += &format!(" {:?}", rule.bound().1),
+            _ => {}
+        }
+        key
+    }
+
+    fn status(&self, now: &Observation<'_>) -> RuleStatus {
+        let state = &self.state;
+        let best = state.best.get().map(|best| best.value);
+        let smoothed = state.smoother.value.or(state.current);
+        let current = match self.smoothing() {
+            Smoothing::None => state.current,
+            _ => smoothed,
+        };
+        let (target, relation) = match &self.rule {
+            Rule::Budget(budget) => return budget_status("budget", budget, now),
+            Rule::Target(rule) => (
+                Some(rule.bound().0),
+                match rule.bound().1 {
+                    Direction::Minimize => "at most",
+                    Direction::Maximize => "at least",
+                },
+            ),
+            Rule::Plateau(_) => (best, "best"),
+            Rule::Divergence(rule) => (
+                best.map(|best| best + (rule.factor - 1.0) * best.abs()),
+                "bound",
+            ),
+            Rule::NonFinite(_) | Rule::Overfit(_) => (None, ""),
+        };
+        RuleStatus {
+            rule: self.rule.kind(),
+            metric: self.metric().map(|metric| metric.name().to_owned()),
+            counter: state.counter,
+            patience: self.patience(),
+            current: current.map(|value| value.0),
+            target,
+            relation,
+        }
+    }
+}
+
+/// The limit of a budget of which the largest part is used.
+fn budget_status(rule: &'static str, budget: &Budget, now: &Observation<'_>) -> RuleStatus {
+    let limits = [
+        ("steps", now.step as f64, budget.max_steps.map(|n| n as f64)),
+        ("epochs", now.epoch, budget.max_epochs),
+        (
+            "tokens",
+            now.tokens as f64,
+            budget.max_tokens.map(|n| n as f64),
+        ),
+        ("seconds", now.seconds, budget.max_seconds),
+    ];
+    let given = limits
+        .into_iter()
+        .filter_map(|(name, used, limit)| Some((name, used, limit?)));
+    let nearest = given.max_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)));
+    RuleStatus {
+        rule,
+        metric: nearest.map(|(name, ..)| name.to_owned()),
+        counter: 0,
+        patience: 0,
+        current: nearest.map(|(_, used, _)| used),
+        target: nearest.map(|(.., limit)| limit),
+        relation: "of",
+    }
+}
+
+/// Where a rule stands, for display: `plateau eval_loss 1.32 (best 1.31), 2/3`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleStatus {
+    /// The kind of rule.
+    pub rule: &'static str,
+    /// What it watches; for a budget the limit that is nearest.
+    pub metric: Option<String>,
+    /// Observations in a row that speak for stopping.
+    pub counter: u64,
+    /// How many it takes; 0 where that means nothing.
+    pub patience: u64,
+    /// The metric as the rule last saw it.
+    pub current: Option<f64>,
+    /// What `current` is held against: the bound of a target, divergence or budget, the best of a
+    /// plateau.
+    pub target: Option<f64>,
+    relation: &'static str,
+}
+
+impl fmt::Display for RuleStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.rule)?;
+        if let Some(metric) = &self.metric {
+            write!(f, " {metric}")?;
+        }
+        if let Some(current) = self.current {
+            write!(f, " {}", short(current))?;
+        }
+        if let Some(target) = self.target {
+            write!(f, " ({} {})", self.relation, short(target))?;
+        }
+        if self.patience > 0 {
+            write!(f, ", {}/{}", self.counter, self.patience)?;
+        }
+        Ok(())
+    }
+}
+
+/// Five significant digits at most, whole numbers as they are.
+fn short(x: f64) -> String {
+    if x.fract() == 0.0 && x.abs() < 1e15 {
+        format!("{x:.0}")
+    } else if !x.is_finite() || (1e-3..1e5).contains(&x.abs()) {
+        let digits = 4 - (x.abs().log10().floor() as i32).clamp(0, 4);
+        format!("{x:.*}", digits as usize)
+    } else {
+        format!("{x:.3e}")
+    }
+}

@@ -1,0 +1,200 @@
+//! Runs stop rules over a recorded log: where would they have stopped, and with what best?
+//!
+//! A log is JSONL as `train_log.jsonl` (or a peer's `log_history`) holds it: one object a line with
+//! `step` and numbers under their names. `loss` is the training loss of an update,
+//! `mean_token_accuracy` its accuracy; `eval_loss` and other metrics are what they say. `epoch`,
+//! `num_tokens` and `elapsed_seconds` (of the run so far) feed the budgets; a limit whose number the
+//! log lacks is never used up. Non-finite numbers may be the strings `nan`, `inf`, `-inf` or the bare
+//! words that Python writes.
+
+use super::config::{Budget, StopConfig};
+use super::machine::{Observation, StopMachine};
+use super::metric::Metric;
+use super::number::{Number, parse_non_finite};
+use crate::error::ResultExt;
+use crate::report::StopReason;
+use crate::{Error, ErrorKind, Result};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+
+/// One row of a log: what became known at a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Row {
+    /// Updates done.
+    pub step: u64,
+    /// Epochs done, as a fraction, if the row says so.
+    pub epoch: Option<f64>,
+    /// Input tokens of the run so far, if the row says so.
+    pub tokens: Option<u64>,
+    /// Seconds of the run so far, if the row says so.
+    pub seconds: Option<f64>,
+    /// The numbers by the names that rules use.
+    pub metrics: Vec<(String, f64)>,
+}
+
+/// Where a set of rules would have stopped.
+///
+/// Its JSON form is one object with these keys; a `best_value` that is infinite is the string `inf`
+/// or `-inf`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Replay {
+    /// Whether a rule fired before the log ended.
+    pub stopped: bool,
+    /// The step at which it fired.
+    pub step: Option<u64>,
+    /// Why, as its code.
+    #[serde(serialize_with = "code")]
+    pub reason: Option<StopReason>,
+    /// The step of the best value up to the stop; see [`StopMachine::watch`] for what it is the best
+    /// of.
+    pub best_step: Option<u64>,
+    /// The best value up to the stop.
+    #[serde(serialize_with = "number")]
+    pub best_value: Option<f64>,
+    /// The counter of the rule that fired, else of the first plateau rule, else of the first rule.
+    pub counter: u64,
+}
+
+fn code<S: Serializer>(reason: &Option<StopReason>, serializer: S) -> Result<S::Ok, S::Error> {
+    reason.map(StopReason::code).serialize(serializer)
+}
+
+fn number<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.map(Number).serialize(serializer)
+}
+
+/// Runs the rules of `config` over `rows`, as the engine would have.
+///
+/// # Errors
+/// As [`StopConfig::validate`].
+pub fn replay(rows: &[Row], config: &StopConfig) -> Result<Replay> {
+    let mut machine = StopMachine::new(config, Budget::default())?;
+    let (mut epoch, mut tokens, mut seconds) = (0.0, 0, 0.0);
+    for row in rows {
+        epoch = row.epoch.unwrap_or(epoch);
+        tokens = row.tokens.unwrap_or(tokens);
+        seconds = row.seconds.unwrap_or(seconds);
+        let host = &row.metrics;
+        let (train, eval, step) = (None, None, row.step);
+        let now = Observation {
+            step,
+            epoch,
+            tokens,
+            seconds,
+            train,
+            eval,
+            host,
+        };
+        if machine.observe(&now).is_some() {
+            break;
+        }
+    }
+    let best = machine.best();
+    let verdict = machine.verdict();
+    Ok(Replay {
+        stopped: verdict.is_some(),
+        step: verdict.map(|verdict| verdict.step),
+        reason: verdict.map(|verdict| verdict.reason),
+        best_step: best.and_then(|best| best.step),
+        best_value: best.map(|best| best.value),
+        counter: machine.counter(),
+    })
+}
+
+/// Reads a log.
+///
+/// Blank lines and the summary rows at a run's end (`train_runtime`, `stop_reason`) are passed over.
+/// Where the steps go back, the run was resumed from an earlier checkpoint: the rows from that step on
+/// are dropped in favour of the new ones.
+///
+/// # Errors
+/// [`ErrorKind::Data`] with the line: it is no object, has no usable `step`, or a metric is no number.
+pub fn read_log(text: &str) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = Vec::new();
+    for (line, number) in text.lines().zip(1u64..) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let Some(row) = read_row(line).context(|| format!("line {number}"))? else {
+            continue;
+        };
+        if rows.last().is_some_and(|last| row.step < last.step) {
+            rows.truncate(rows.partition_point(|earlier| earlier.step < row.step));
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Reads one line; `None` for a summary row or one that says nothing about metrics.
+fn read_row(line: &str) -> Result<Option<Row>> {
+    let bad = |message: String| Error::new(ErrorKind::Data, message);
+    let object: Map<String, Value> = serde_json::from_str(line)
+        .or_else(|first| serde_json::from_str(&quote_non_finite(line)).map_err(|_| first))
+        .map_err(|error| bad(format!("not a JSON object: {error}")))?;
+    if object.contains_key("train_runtime") || object.contains_key("stop_reason") {
+        return Ok(None);
+    }
+    let mut row = Row::default();
+    for (key, value) in &object {
+        let x = match value {
+            Value::Number(x) => x.as_f64(),
+            Value::String(text) => parse_non_finite(text),
+            _ => None,
+        };
+        match (key.as_str(), x) {
+            ("step", _) => {}
+            ("epoch", x) => row.epoch = x,
+            ("num_tokens", x) => row.tokens = x.map(|x| x as u64),
+            ("elapsed_seconds", x) => row.seconds = x,
+            ("loss", Some(x)) => row.metrics.push((Metric::TrainLoss.name().into(), x)),
+            (name, Some(x)) => {
+                let metric = Metric::try_from(name.to_owned()).map_err(bad)?;
+                row.metrics.push((metric.into(), x));
+            }
+            (name, None) if name == "loss" || name.ends_with("_loss") || name == "grad_norm" => {
+                return Err(bad(format!("`{name}` is no number: {value}")));
+            }
+            // Words and lists that a log may hold beside its numbers.
+            _ => {}
+        }
+    }
+    if row.metrics.is_empty() {
+        return Ok(None);
+    }
+    let Some(step) = object.get("step") else {
+        return Err(bad("the key `step` is missing".into()));
+    };
+    row.step = step.as_u64().ok_or_else(|| {
+        bad(format!(
+            "`step` must be a whole number from 0, found {step}"
+        ))
+    })?;
+    Ok(Some(row))
+}
+
+/// Puts quotes around the bare words `NaN`, `Infinity`, `inf` and the like outside of strings.
+fn quote_non_finite(line: &str) -> String {
+    let mut out = String::with_capacity(line.len() + 8);
+    let (mut in_string, mut escaped) = (false, false);
+    let mut word = String::new();
+    for c in line.chars().chain(['\n']) {
+        if !in_string && (c.is_ascii_alphabetic() || (c == '-' && word.is_empty())) {
+            word.push(c);
+            continue;
+        }
+        if parse_non_finite(&word).is_some() {
+            out.extend(["\"", &word, "\""]);
+        } else {
+            out.push_str(&word);
+        }
+        word.clear();
+        out.push(c);
+        (in_string, escaped) = match c {
+            '"' if !escaped => (!in_string, false),
+            '\\' if in_string => (true, !escaped),
+            _ => (in_string, false),
+        };
+    }
+    out
+}
