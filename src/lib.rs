@@ -9,6 +9,7 @@ pub mod model;
 pub mod ops;
 pub mod report;
 pub mod rng;
+pub mod schedule;
 pub mod stop;
 pub mod suggest;
 
