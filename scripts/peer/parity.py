@@ -1,8 +1,10 @@
 """Run the real SFTTrainer on the tiny models and write what every update did."""
+import json
+import logging
+import pathlib
 import tempfile
 import time
 import warnings
-import logging
 
 from common import FIXTURES, FORMATS, MODEL_NAMES, load_model, load_tokenizer, rows, versions, write_json
 
@@ -10,7 +12,7 @@ OUT = FIXTURES / "parity"
 
 # Settings of a case that are the recorder's own; all others are passed to SFTConfig as they are.
 RECORDER_KEYS = ("model", "format", "train_rows", "eval_rows", "early_stopping_patience", "early_stopping_threshold",
-                 "dtype")
+                 "dtype", "lora")
 DEFAULTS = dict(train_rows=160, eval_rows=0, dtype="float32", max_steps=20, per_device_train_batch_size=4,
                 per_device_eval_batch_size=4, gradient_accumulation_steps=1, max_length=512, learning_rate=1e-3,
                 lr_scheduler_type="linear", lr_scheduler_kwargs=None, warmup_steps=0, weight_decay=0.0,
@@ -73,6 +75,12 @@ def cases():
     case("llama-tiny.completion-only-off", **tiny, format="prompt-completion", completion_only_loss=False)
     case("llama-tiny.dft", **tiny, format="messages", loss_type="dft")
 
+    case("llama-tiny.lora", **tiny, format="messages", lora=dict(r=4, lora_alpha=8, target_modules=[
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), eval_rows=16,
+         eval_strategy="steps", eval_steps=10, learning_rate=5e-3, weight_decay=0.01)
+    case("qwen3-tiny.lora.rslora", model="qwen3-tiny", format="prompt-completion", learning_rate=5e-3,
+         lora=dict(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], use_rslora=True))
+
     stop = dict(format="messages", eval_rows=16, per_device_eval_batch_size=16, eval_strategy="steps", eval_steps=2,
                 save_strategy="steps", save_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss",
                 greater_is_better=False, save_total_limit=2, max_steps=60)
@@ -102,9 +110,39 @@ def token_weighted_loss(model, dataset):
 
 
 def digest(model):
-    """Per parameter: L2 norm and plain sum, in float64. Enough to see which tensor went another way."""
-    return {n: [p.detach().double().norm().item(), p.detach().double().sum().item()]
-            for n, p in model.named_parameters()}
+    """Per trained parameter: L2 norm and plain sum, in float64. Enough to see which tensor went another way."""
+    return {n.replace(".default.", "."): [p.detach().double().norm().item(), p.detach().double().sum().item()]
+            for n, p in model.named_parameters() if p.requires_grad}
+
+
+def add_lora(model, name, config):
+    """Puts a new adapter on the model and keeps it: what it starts from is random."""
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **config))
+    save_adapter(model, f"{name}.start")
+    return model
+
+
+def save_adapter(model, name):
+    folder = FIXTURES / "adapters" / name
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card with local paths
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = "tests/fixtures/models/" + pathlib.Path(config["base_model_name_or_path"]).name
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def tuned_logits(model, dataset):
+    """Logits of the tuned model for the first forty tokens of the first row, at the last three of them."""
+    import torch
+    ids = dataset[0]["input_ids"][:40]
+    positions = [len(ids) - 3, len(ids) - 2, len(ids) - 1]
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return {"input_ids": ids, "positions": positions, "logits": [logits[p].tolist() for p in positions]}
 
 
 def run(name, settings):
@@ -117,6 +155,8 @@ def run(name, settings):
     set_seed(s["seed"])
     tok = load_tokenizer(s["model"])
     model = load_model(s["model"], s["dtype"])
+    if "lora" in s:
+        model = add_lora(model, name, s["lora"])
     micro, updates, evals, stopper = [], [], [], None
 
     class Recorder(SFTTrainer):
@@ -180,6 +220,9 @@ def run(name, settings):
             "result": {"steps": state.global_step, "planned_steps": state.max_steps, "train_loss": result.training_loss},
             "final_params": digest(model), "versions": versions(),
         }
+        if "lora" in s:
+            save_adapter(model, f"{name}.end")
+            doc["tuned"] = tuned_logits(model, trainer.train_dataset)
         if stopper:
             loss, _ = token_weighted_loss(model, trainer.eval_dataset)
             best, margin = None, float("inf")

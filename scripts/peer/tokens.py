@@ -5,18 +5,19 @@ import logging
 import tempfile
 import warnings
 
+import variants
 from common import FIXTURES, FORMATS, MODEL_NAMES, MODELS, load_model, load_tokenizer, rows, versions, write_json
 
 OUT = FIXTURES / "tokens"
 MODEL = "llama-tiny"
 
 
-def prepare(data, **config):
+def prepare(data, tokenizer=None, **config):
     """The rows as SFTTrainer would train on them."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
     with tempfile.TemporaryDirectory() as tmp:
-        trainer = SFTTrainer(model=load_model(MODEL), processing_class=load_tokenizer(MODEL),
+        trainer = SFTTrainer(model=load_model(MODEL), processing_class=tokenizer or load_tokenizer(MODEL),
                              train_dataset=Dataset.from_list(data),
                              args=SFTConfig(output_dir=tmp, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
                                             **config))
@@ -97,12 +98,14 @@ CORNERS = [
 ]
 
 
-def corners():
+def corners(tokenizer=None):
     out = []
     for name, data, config in CORNERS:
+        if tokenizer and "input_ids" in data[0]:
+            continue
         doc = {"name": name, "rows": data, "config": config}
         try:
-            doc["prepared"] = prepare(data, **config)
+            doc["prepared"] = prepare(data, tokenizer, **config)
         except Exception as e:  # what the peer refuses is part of its behaviour
             doc["error"] = f"{type(e).__name__}: {e}"
         out.append(doc)
@@ -133,5 +136,13 @@ def make():
         print(f"tokens/{MODEL}.{name}: {len(doc['prepared'])} rows, {size} bytes", flush=True)
     docs = corners()
     write_json(OUT / f"{MODEL}.corners.json", {"model": MODEL, "versions": versions(), "cases": docs})
+    for name, tokenizer in variants.make().items():
+        data = {f: prepare(rows("train", f, 6), tokenizer) for f in FORMATS}
+        plain = [{"text": t, "input_ids": tokenizer(t)["input_ids"],
+                  "without_special_tokens": tokenizer(t, add_special_tokens=False)["input_ids"]} for t in variants.TEXTS]
+        size = write_json(OUT / f"{name}.corners.json", {
+            "tokenizer": name, "special_tokens": tokenizer.special_tokens_map, "texts": plain, "prepared": data,
+            "cases": corners(tokenizer)})
+        print(f"tokens/{name}.corners: {size} bytes")
     for d in docs:
         print(" ", d["name"], json.dumps(d.get("prepared", d.get("error")))[:150])
