@@ -5,6 +5,7 @@ pub mod data;
 pub mod dtype;
 pub mod error;
 pub mod io;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod report;
@@ -12,5 +13,6 @@ pub mod rng;
 pub mod schedule;
 pub mod stop;
 pub mod suggest;
+pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

@@ -50,6 +50,16 @@ pub struct Rope {
     pub inv_freq: Vec<f32>,
 }
 
+impl Rope {
+    /// Cosines and sines of all angles of the first `positions` positions, each
+    /// `(positions, head_dim / 2)`. The angle is a float32 product, as in the peer.
+    pub fn table(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
+        let angles = (0..positions)
+            .flat_map(|p| self.inv_freq.iter().map(move |&f| f64::from(p as f32 * f)));
+        angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip()
+    }
+}
+
 impl ModelSpec {
     /// Width of all query heads.
     pub fn q_size(&self) -> usize {

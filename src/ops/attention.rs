@@ -86,6 +86,16 @@ pub trait Attention {
         dqkv: Region,
     );
 
+    /// Copies the keys and values of qkv `(T, (heads + 2·kv_heads)·head_dim)` into rows `position` to
+    /// `position + T` of a cache `(capacity, 2·kv_heads·head_dim)`.
+    fn attention_cache(
+        &mut self,
+        shape: AttentionShape,
+        position: usize,
+        qkv: Region,
+        cache: Region,
+    );
+
     /// One new token against a cache: qkv of one row, cache `(capacity, 2·kv_heads·head_dim)` holding
     /// keys and values of positions 0 to `position`, the new token's included → out
     /// `(heads·head_dim)`.
@@ -253,6 +263,21 @@ impl Attention for Cpu {
                 },
             );
         });
+    }
+
+    fn attention_cache(
+        &mut self,
+        shape: AttentionShape,
+        position: usize,
+        qkv: Region,
+        cache: Region,
+    ) {
+        let ([qkv], [cache]) = self.arena.split([qkv], [cache]);
+        let row = 2 * shape.kv_size();
+        let rows = cache.chunks_exact_mut(row).skip(position);
+        for (cached, qkv) in rows.zip(qkv.chunks_exact(shape.qkv_size())) {
+            cached.copy_from_slice(&qkv[shape.q_size()..]);
+        }
     }
 
     fn attention_decode(

@@ -1,0 +1,365 @@
+//! The tensors of a network, planned: what each phase of a step reads and writes, and how long it
+//! lives. The phases of a training step of L blocks are
+//!
+//! ```text
+//! 0 embed · 1…L blocks forward · L+1 LM head · L+2…2L+1 blocks backward (last first) · 2L+2 embed backward
+//! ```
+
+use super::plan::{MemoryPlan, Planner, SegmentKind, TensorId};
+use crate::dtype::DType;
+use crate::model::{ModelSpec, ParamTable};
+use crate::ops::{ClipStats, Indices, Region, TokenStats};
+use std::ops::RangeInclusive;
+
+/// What a network is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward, backward, optimizer.
+    Train {
+        /// Keep only the input of each block and compute the rest again in the backward
+        /// (`gradient_checkpointing`).
+        recompute: bool,
+    },
+    /// Forward and loss.
+    Evaluate,
+    /// Text, one token at a time, up to `capacity` tokens with the prompt.
+    Generate {
+        /// Positions of the key and value cache.
+        capacity: usize,
+    },
+}
+
+/// The largest amounts that a run will ask of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// What for.
+    pub purpose: Purpose,
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Tokens of one sequence.
+    pub sequence_length: usize,
+    /// Supervised tokens whose statistics are kept before they are copied to the host.
+    pub stats: usize,
+    /// Rows of logits that the LM head holds at a time.
+    pub head_rows: usize,
+}
+
+impl Workload {
+    /// Rows of logits that fill 48 MiB: enough for the matrix products to run at full speed, small
+    /// next to the activations.
+    pub fn head_rows_for(vocab_size: usize, tokens: usize) -> usize {
+        let rows = (48 << 20) / (4 * vocab_size.max(1));
+        rows.clamp(64, 1024).min(tokens.max(1))
+    }
+}
+
+/// What one block keeps. T tokens, H hidden, Q and K the widths of all query and key heads.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerRegions {
+    /// The block's input, `(T, H)`.
+    pub x: Region,
+    /// `(T)`
+    pub input_inv_rms: Region,
+    /// Before q/k norm, `(T, Q + 2K)`; empty without q/k norm.
+    pub qkv_raw: Region,
+    /// `(T, heads + kv_heads)`; empty without q/k norm.
+    pub qk_inv_rms: Region,
+    /// Normed and rotated, `(T, Q + 2K)`.
+    pub qkv: Region,
+    /// `(T, Q)`
+    pub attention: Region,
+    /// `(heads, T)`
+    pub lse: Region,
+    /// After attention, `(T, H)`.
+    pub x_mid: Region,
+    /// `(T)`
+    pub post_inv_rms: Region,
+    /// `(T, 2F)`
+    pub gate_up: Region,
+    /// Keys and values, `(capacity, 2K)`; empty unless generating.
+    pub kv_cache: Region,
+}
+
+/// Every region of a network.
+#[derive(Clone, Debug)]
+pub struct NetworkLayout {
+    /// The plan that the regions come from.
+    pub plan: MemoryPlan,
+    /// All parameters, in the layout of the parameter table.
+    pub weights: Region,
+    /// As weights; empty unless training. The next two as well.
+    pub gradients: Region,
+    /// First moments.
+    pub m: Region,
+    /// Second moments.
+    pub v: Region,
+    /// `(positions, head_dim / 2)`
+    pub rope_cos: Region,
+    /// `(positions, head_dim / 2)`
+    pub rope_sin: Region,
+    /// Token ids, `(T)`.
+    pub ids: Indices,
+    /// Positions within their sequence, `(T)`.
+    pub positions: Indices,
+    /// `(sequences + 1)`
+    pub seq_starts: Indices,
+    /// Supervised positions, `(S)`.
+    pub rows: Indices,
+    /// Their labels, `(S)`.
+    pub targets: Indices,
+    /// One entry for each block.
+    pub layers: Vec<LayerRegions>,
+    /// The last block's output, `(T, H)`.
+    pub x_final: Region,
+    /// Output of a norm, `(T, H)`.
+    pub normed: Region,
+    /// Output of SwiGLU, `(T, F)`.
+    pub act: Region,
+    /// Gathered rows before the final norm, `(S, H)`.
+    pub head_x: Region,
+    /// After it, `(S, H)`.
+    pub head_normed: Region,
+    /// `(S)`
+    pub head_inv_rms: Region,
+    /// `(head_rows, V)`
+    pub logits: Region,
+    /// `(stats, 3)`
+    pub stats: Region,
+    /// `(3)`
+    pub clip: Region,
+    /// Gradient of head_normed, `(S, H)`.
+    pub dhead_normed: Region,
+    /// Gradient of head_x, `(S, H)`.
+    pub dhead_x: Region,
+    /// The residual stream's gradient, `(T, H)`.
+    pub dx: Region,
+    /// `(T, H)`
+    pub dnormed: Region,
+    /// `(T, Q + 2K)`
+    pub dqkv: Region,
+    /// `(T, Q)`
+    pub dattention: Region,
+    /// `(T, 2F)`
+    pub dgate_up: Region,
+    /// `(T, F)`
+    pub dact: Region,
+}
+
+impl NetworkLayout {
+    /// Plans a network. Pure: touches no device.
+    pub fn new(spec: &ModelSpec, table: &ParamTable, work: &Workload) -> Self {
+        let training = matches!(work.purpose, Purpose::Train { .. });
+        let keeps_all = work.purpose == Purpose::Train { recompute: false };
+        let capacity = match work.purpose {
+            Purpose::Generate { capacity } => capacity,
+            _ => 0,
+        };
+        let (layers, tokens) = (spec.num_layers, work.tokens);
+        let phases = Phases { layers, training };
+        let mut p = Requests::default();
+        use SegmentKind::*;
+
+        let always = 0..=phases.last();
+        let trained = if training { table.len } else { 0 };
+        let weights = p.f32("weights", Weights, table.len, always.clone());
+        let gradients = p.f32("gradients", Gradients, trained, always.clone());
+        let m = p.f32("adam.m", Optimizer, trained, always.clone());
+        let v = p.f32("adam.v", Optimizer, trained, always.clone());
+        let angles = work.sequence_length.max(capacity) * spec.head_dim / 2;
+        let rope_cos = p.f32("rope.cos", Batch, angles, always.clone());
+        let rope_sin = p.f32("rope.sin", Batch, angles, always.clone());
+        let ids = p.i32("batch.ids", tokens, always.clone());
+        let positions = p.i32("batch.positions", tokens, always.clone());
+        let seq_starts = p.i32("batch.seq_starts", tokens + 1, always.clone());
+        let rows = p.i32("batch.rows", tokens, always.clone());
+        let targets = p.i32("batch.targets", tokens, always.clone());
+        let stats = p.f32("stats", Batch, work.stats * TokenStats::WIDTH, always.clone());
+        let clip = p.f32("clip", Batch, ClipStats::WIDTH, always.clone());
+
+        let (h, f) = (spec.hidden_size, spec.intermediate_size);
+        let (q, qkv) = (spec.q_size(), spec.qkv_size());
+        let normed_heads = spec.num_heads + spec.num_kv_heads;
+        let raw = if spec.qk_norm { tokens } else { 0 };
+        // A block's tensors: its own when the backward needs them, else one set for all blocks.
+        let block = |p: &mut Requests, name: &str, life: RangeInclusive<usize>| {
+            let mut t = |part: &str, len: usize| {
+                p.f32(format!("{name}.{part}"), Activations, len, life.clone())
+            };
+            LayerIds {
+                input_inv_rms: t("input_inv_rms", tokens),
+                qkv_raw: t("qkv_raw", raw * qkv),
+                qk_inv_rms: t("qk_inv_rms", raw * normed_heads),
+                qkv: t("qkv", tokens * qkv),
+                attention: t("attention", tokens * q),
+                lse: t("lse", tokens * spec.num_heads),
+                x_mid: t("x_mid", tokens * h),
+                post_inv_rms: t("post_inv_rms", tokens),
+                gate_up: t("gate_up", tokens * 2 * f),
+            }
+        };
+        let shared = (!keeps_all).then(|| block(&mut p, "block", 1..=phases.last()));
+        let mut layer_ids = Vec::with_capacity(layers);
+        for i in 0..layers {
+            // Input of block i: written one phase earlier, read last in its backward.
+            let x = p.f32(
+                format!("layers.{i}.x"),
+                Activations,
+                tokens * h,
+                phases.forward(i) - 1..=phases.last_use(i),
+            );
+            let ids = shared.unwrap_or_else(|| {
+                block(&mut p, &format!("layers.{i}"), phases.forward(i)..=phases.last_use(i))
+            });
+            let cache_len = capacity * 2 * spec.kv_size();
+            let cache = p.f32(format!("layers.{i}.kv_cache"), KvCache, cache_len, always.clone());
+            layer_ids.push((x, ids, cache));
+        }
+        let head = phases.head();
+        let x_final = p.f32("x_final", Activations, tokens * h, head - 1..=head);
+        let normed = p.f32("normed", Scratch, tokens * h, 1..=phases.last());
+        let act = p.f32("act", Scratch, tokens * f, 1..=phases.last());
+        let head_x = p.f32("head.x", Scratch, tokens * h, head..=head);
+        let head_normed = p.f32("head.normed", Scratch, tokens * h, head..=head);
+        let head_inv_rms = p.f32("head.inv_rms", Scratch, tokens, head..=head);
+        let logits = p.f32("head.logits", Scratch, work.head_rows * spec.vocab_size, head..=head);
+
+        let back = if training { tokens } else { 0 };
+        let after = head + 1..=phases.last();
+        let dhead_normed = p.f32("head.dnormed", Scratch, back * h, head..=head);
+        let dhead_x = p.f32("head.dx", Scratch, back * h, head..=head);
+        let dx = p.f32("dx", Scratch, back * h, head..=phases.last());
+        let dnormed = p.f32("dnormed", Scratch, back * h, after.clone());
+        let dqkv = p.f32("dqkv", Scratch, back * qkv, after.clone());
+        let dattention = p.f32("dattention", Scratch, back * q, after.clone());
+        let dgate_up = p.f32("dgate_up", Scratch, back * 2 * f, after.clone());
+        let dact = p.f32("dact", Scratch, back * f, after);
+
+        let placed = p.solve();
+        let (f32, i32) = (|id| placed.f32(id), |id| placed.i32(id));
+        Self {
+            weights: f32(weights),
+            gradients: f32(gradients),
+            m: f32(m),
+            v: f32(v),
+            rope_cos: f32(rope_cos),
+            rope_sin: f32(rope_sin),
+            ids: i32(ids),
+            positions: i32(positions),
+            seq_starts: i32(seq_starts),
+            rows: i32(rows),
+            targets: i32(targets),
+            layers: layer_ids
+                .iter()
+                .map(|&(x, ids, cache)| LayerRegions {
+                    x: f32(x),
+                    input_inv_rms: f32(ids.input_inv_rms),
+                    qkv_raw: f32(ids.qkv_raw),
+                    qk_inv_rms: f32(ids.qk_inv_rms),
+                    qkv: f32(ids.qkv),
+                    attention: f32(ids.attention),
+                    lse: f32(ids.lse),
+                    x_mid: f32(ids.x_mid),
+                    post_inv_rms: f32(ids.post_inv_rms),
+                    gate_up: f32(ids.gate_up),
+                    kv_cache: f32(cache),
+                })
+                .collect(),
+            x_final: f32(x_final),
+            normed: f32(normed),
+            act: f32(act),
+            head_x: f32(head_x),
+            head_normed: f32(head_normed),
+            head_inv_rms: f32(head_inv_rms),
+            logits: f32(logits),
+            stats: f32(stats),
+            clip: f32(clip),
+            dhead_normed: f32(dhead_normed),
+            dhead_x: f32(dhead_x),
+            dx: f32(dx),
+            dnormed: f32(dnormed),
+            dqkv: f32(dqkv),
+            dattention: f32(dattention),
+            dgate_up: f32(dgate_up),
+            dact: f32(dact),
+            plan: placed.plan,
+        }
+    }
+}
+
+/// The phases of a step, see the module's head.
+struct Phases {
+    layers: usize,
+    training: bool,
+}
+
+impl Phases {
+    fn forward(&self, layer: usize) -> usize {
+        1 + layer
+    }
+
+    fn head(&self) -> usize {
+        1 + self.layers
+    }
+
+    /// The last phase that reads what block `layer` keeps.
+    fn last_use(&self, layer: usize) -> usize {
+        if self.training { 2 * self.layers + 1 - layer } else { self.forward(layer) }
+    }
+
+    fn last(&self) -> usize {
+        if self.training { 2 * self.layers + 2 } else { self.head() }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct LayerIds {
+    input_inv_rms: (TensorId, usize),
+    qkv_raw: (TensorId, usize),
+    qk_inv_rms: (TensorId, usize),
+    qkv: (TensorId, usize),
+    attention: (TensorId, usize),
+    lse: (TensorId, usize),
+    x_mid: (TensorId, usize),
+    post_inv_rms: (TensorId, usize),
+    gate_up: (TensorId, usize),
+}
+
+/// The planner, counting in elements.
+#[derive(Default)]
+struct Requests {
+    planner: Planner,
+}
+
+struct Placed {
+    plan: MemoryPlan,
+}
+
+impl Requests {
+    fn f32(
+        &mut self,
+        name: impl Into<String>,
+        kind: SegmentKind,
+        len: usize,
+        life: RangeInclusive<usize>,
+    ) -> (TensorId, usize) {
+        (self.planner.tensor(name, kind, len * DType::F32.size(), life), len)
+    }
+
+    fn i32(&mut self, name: &str, len: usize, life: RangeInclusive<usize>) -> (TensorId, usize) {
+        (self.planner.tensor(name, SegmentKind::Batch, len * size_of::<i32>(), life), len)
+    }
+
+    fn solve(self) -> Placed {
+        Placed { plan: self.planner.solve() }
+    }
+}
+
+impl Placed {
+    fn f32(&self, (id, len): (TensorId, usize)) -> Region {
+        Region { offset: self.plan.segment(id).offset, len, dtype: DType::F32 }
+    }
+
+    fn i32(&self, (id, len): (TensorId, usize)) -> Indices {
+        Indices { offset: self.plan.segment(id).offset, len }
+    }
+}

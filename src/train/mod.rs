@@ -1,0 +1,11 @@
+//! The training maths: a network's forward and backward over one micro-batch, the optimizer, and
+//! decoding. Generic over the [`Backend`](crate::ops::Backend); knows nothing of files or rules.
+
+mod block;
+mod decode;
+mod head;
+mod network;
+mod optimizer;
+
+pub use network::{LossSums, Network};
+pub use optimizer::AdamWOptions;

@@ -1,0 +1,295 @@
+//! The whole network: embed → blocks → LM head with its loss, and back.
+
+use super::block::Block;
+use crate::data::{Batch, IGNORE};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
+use crate::model::{ModelSpec, Param, ParamTable, Slot};
+use crate::ops::{Backend, Region, TokenStats};
+
+/// Sums over supervised positions. They add up over micro-batches; divide by `supervised` for means.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSums {
+    /// Σ −log p of the labels, in nats.
+    pub loss: f64,
+    /// Σ entropy of the predictions, in nats.
+    pub entropy: f64,
+    /// Positions whose label is the most likely token.
+    pub correct: u64,
+    /// Supervised positions.
+    pub supervised: u64,
+}
+
+impl LossSums {
+    /// Adds another sum.
+    pub fn add(&mut self, other: LossSums) {
+        self.loss += other.loss;
+        self.entropy += other.entropy;
+        self.correct += other.correct;
+        self.supervised += other.supervised;
+    }
+}
+
+/// A model on a device, with everything that its workload needs.
+pub struct Network<B> {
+    pub(super) backend: B,
+    pub(super) spec: ModelSpec,
+    pub(super) table: ParamTable,
+    pub(super) layout: NetworkLayout,
+    pub(super) work: Workload,
+    /// Optimizer updates that took effect.
+    pub(super) updates: u64,
+    /// Positions whose statistics are on the device and not yet in `sums`.
+    pub(super) pending_stats: usize,
+    pub(super) sums: LossSums,
+    host: HostBatch,
+}
+
+/// Index arrays of a micro-batch, kept to be filled again.
+#[derive(Default)]
+struct HostBatch {
+    positions: Vec<i32>,
+    seq_starts: Vec<i32>,
+    rows: Vec<i32>,
+    targets: Vec<i32>,
+    stats: Vec<f32>,
+}
+
+/// How many tokens and supervised positions the uploaded micro-batch has.
+#[derive(Clone, Copy)]
+pub(super) struct Uploaded {
+    pub tokens: usize,
+    pub sequences: usize,
+    pub supervised: usize,
+}
+
+impl<B: Backend> Network<B> {
+    /// Plans and allocates a network. Weights are zero until [`Network::load_weights`].
+    ///
+    /// # Errors
+    /// `OutOfMemory` with the plan's need when the device cannot give it.
+    pub fn new(mut backend: B, spec: ModelSpec, table: ParamTable, work: Workload) -> Result<Self> {
+        let layout = NetworkLayout::new(&spec, &table, &work);
+        backend.allocate(layout.plan.total_bytes)?;
+        let positions = layout.rope_cos.len / (spec.head_dim / 2);
+        let (cos, sin) = spec.rope.table(positions);
+        backend.upload(layout.rope_cos, &cos);
+        backend.upload(layout.rope_sin, &sin);
+        Ok(Self {
+            backend,
+            spec,
+            table,
+            layout,
+            work,
+            updates: 0,
+            pending_stats: 0,
+            sums: LossSums::default(),
+            host: HostBatch::default(),
+        })
+    }
+
+    /// The model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Its tensors.
+    pub fn table(&self) -> &ParamTable {
+        &self.table
+    }
+
+    /// Where everything lies.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.layout.plan
+    }
+
+    /// The largest amounts that this network was planned for.
+    pub fn workload(&self) -> &Workload {
+        &self.work
+    }
+
+    /// The device in words.
+    pub fn device(&self) -> String {
+        self.backend.describe()
+    }
+
+    /// Fills the weights, one tensor at a time, from a reader that gets each tensor's entry and its
+    /// numbers to write.
+    pub fn load_weights(
+        &mut self,
+        mut read: impl FnMut(&Param, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut values = Vec::new();
+        for param in &self.table.params {
+            values.clear();
+            values.resize(param.len(), 0.0);
+            read(param, &mut values)?;
+            self.backend.upload(param_region(self.layout.weights, param), &values);
+        }
+        Ok(())
+    }
+
+    /// Copies one tensor's weights to the host: `to` has the tensor's length.
+    pub fn read_weight(&mut self, param: &Param, to: &mut [f32]) {
+        self.backend.download(param_region(self.layout.weights, param), to);
+    }
+
+    /// Copies one tensor's accumulated gradient to the host.
+    pub fn read_gradient(&mut self, param: &Param, to: &mut [f32]) {
+        self.backend.download(param_region(self.layout.gradients, param), to);
+    }
+
+    /// Forward and backward of one micro-batch. Gradients of `scale · Σ −log p` are added to the
+    /// accumulated ones; `scale` is one over the supervised tokens of the whole update. The loss
+    /// itself is found by [`Network::take_sums`].
+    ///
+    /// # Errors
+    /// `Batch` when the micro-batch is malformed or larger than planned.
+    pub fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<()> {
+        let Purpose::Train { recompute } = self.work.purpose else {
+            return Err(Error::new(ErrorKind::Internal, "the network was not planned for training"));
+        };
+        let up = self.upload(batch)?;
+        if up.supervised == 0 {
+            return Ok(());
+        }
+        self.forward_blocks(up);
+        self.head_forward_backward(up, scale as f32);
+        for i in (0..self.spec.num_layers).rev() {
+            let block = Block::new(&self.spec, &self.table, &self.layout, i, up);
+            if recompute {
+                block.forward(&mut self.backend, None);
+            }
+            block.backward(&mut self.backend);
+        }
+        let h = self.spec.hidden_size;
+        let dtable = self.gradient(self.table.embed_tokens);
+        let (dx, ids) = (self.layout.dx.first(up.tokens * h), self.layout.ids.first(up.tokens));
+        self.backend.embedding_backward(dx, ids, dtable, h);
+        Ok(())
+    }
+
+    /// Forward of one micro-batch, for evaluation: touches neither gradients nor optimizer.
+    ///
+    /// # Errors
+    /// As [`Network::forward_backward`].
+    pub fn forward_loss(&mut self, batch: &Batch) -> Result<()> {
+        let up = self.upload(batch)?;
+        if up.supervised > 0 {
+            self.forward_blocks(up);
+            self.head_forward(up);
+        }
+        Ok(())
+    }
+
+    /// The logits `(tokens, V)` of every position of a batch, as many rows at a time as the head
+    /// holds: `each(first_row, rows)`.
+    pub fn logits(&mut self, batch: &Batch, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        let up = self.upload(batch)?;
+        self.forward_blocks(up);
+        let all: Vec<i32> = (0..up.tokens as i32).collect();
+        self.head_logits(up, &all, &mut each);
+        Ok(())
+    }
+
+    /// The sums since the last call, after everything on the device is done.
+    pub fn take_sums(&mut self) -> LossSums {
+        self.flush_stats();
+        std::mem::take(&mut self.sums)
+    }
+
+    /// Copies the pending statistics to the host and adds them up, in float64 and in order.
+    pub(super) fn flush_stats(&mut self) {
+        let len = self.pending_stats * TokenStats::WIDTH;
+        if len == 0 {
+            return;
+        }
+        self.host.stats.resize(len, 0.0);
+        self.backend.download(self.layout.stats.first(len), &mut self.host.stats);
+        for row in self.host.stats.chunks_exact(TokenStats::WIDTH) {
+            self.sums.loss += f64::from(row[0]);
+            self.sums.entropy += f64::from(row[1]);
+            self.sums.correct += u64::from(row[2] != 0.0);
+        }
+        self.sums.supervised += self.pending_stats as u64;
+        self.pending_stats = 0;
+    }
+
+    /// Embedding and all blocks: leaves the last block's output in `x_final`.
+    pub(super) fn forward_blocks(&mut self, up: Uploaded) {
+        self.run_blocks(up, |block, backend, out| block.forward(backend, Some(out)));
+    }
+
+    /// Embedding, then `run(block, backend, output)` for each block in order.
+    pub(super) fn run_blocks(&mut self, up: Uploaded, run: impl Fn(&Block, &mut B, Region)) {
+        let h = self.spec.hidden_size;
+        let table = self.weight(self.table.embed_tokens);
+        let l = &self.layout;
+        let input = |i: usize| l.layers.get(i).map_or(l.x_final, |layer| layer.x);
+        let first = input(0).first(up.tokens * h);
+        self.backend.embedding_forward(table, l.ids.first(up.tokens), first, h);
+        for i in 0..self.spec.num_layers {
+            let block = Block::new(&self.spec, &self.table, l, i, up);
+            run(&block, &mut self.backend, input(i + 1).first(up.tokens * h));
+        }
+    }
+
+    /// Checks a micro-batch and copies its indices to the device.
+    pub(super) fn upload(&mut self, batch: &Batch) -> Result<Uploaded> {
+        batch.validate(self.spec.vocab_size)?;
+        let host = &mut self.host;
+        host.positions.clear();
+        host.seq_starts.clear();
+        host.rows.clear();
+        host.targets.clear();
+        let mut longest = 0;
+        for sequence in batch.sequences() {
+            longest = longest.max(sequence.len());
+            host.positions.extend(0..sequence.len() as i32);
+            host.seq_starts.push(sequence.start as i32);
+            for t in sequence.start..sequence.end - 1 {
+                if batch.labels[t + 1] != IGNORE {
+                    host.rows.push(t as i32);
+                    host.targets.push(batch.labels[t + 1]);
+                }
+            }
+        }
+        host.seq_starts.push(batch.tokens.len() as i32);
+        let too_large = |what: &str, is: usize, planned: usize| {
+            Error::new(
+                ErrorKind::Batch,
+                format!("{what} of {is} tokens, but the memory plan holds {planned}"),
+            )
+        };
+        if batch.tokens.len() > self.work.tokens {
+            return Err(too_large("a micro-batch", batch.tokens.len(), self.work.tokens));
+        }
+        if longest > self.work.sequence_length {
+            return Err(too_large("a sequence", longest, self.work.sequence_length));
+        }
+        let layout = &self.layout;
+        let up = Uploaded {
+            tokens: batch.tokens.len(),
+            sequences: host.seq_starts.len() - 1,
+            supervised: host.rows.len(),
+        };
+        self.backend.upload_indices(layout.ids.first(up.tokens), &batch.tokens);
+        self.backend.upload_indices(layout.positions.first(up.tokens), &host.positions);
+        self.backend.upload_indices(layout.seq_starts.first(up.sequences + 1), &host.seq_starts);
+        self.backend.upload_indices(layout.rows.first(up.supervised), &host.rows);
+        self.backend.upload_indices(layout.targets.first(up.supervised), &host.targets);
+        Ok(up)
+    }
+
+    pub(super) fn weight(&self, slot: Slot) -> Region {
+        self.layout.weights.slice(slot.offset, slot.len)
+    }
+
+    pub(super) fn gradient(&self, slot: Slot) -> Region {
+        self.layout.gradients.slice(slot.offset, slot.len)
+    }
+}
+
+fn param_region(all: Region, param: &Param) -> Region {
+    all.slice(param.offset, param.len())
+}
