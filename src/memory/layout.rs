@@ -173,7 +173,12 @@ impl NetworkLayout {
         let seq_starts = p.i32("batch.seq_starts", tokens + 1, always.clone());
         let rows = p.i32("batch.rows", tokens, always.clone());
         let targets = p.i32("batch.targets", tokens, always.clone());
-        let stats = p.f32("stats", Batch, work.stats * TokenStats::WIDTH, always.clone());
+        let stats = p.f32(
+            "stats",
+            Batch,
+            work.stats * TokenStats::WIDTH,
+            always.clone(),
+        );
         let clip = p.f32("clip", Batch, ClipStats::WIDTH, always.clone());
 
         let (h, f) = (spec.hidden_size, spec.intermediate_size);
@@ -208,10 +213,19 @@ impl NetworkLayout {
                 phases.forward(i) - 1..=phases.last_use(i),
             );
             let ids = shared.unwrap_or_else(|| {
-                block(&mut p, &format!("layers.{i}"), phases.forward(i)..=phases.last_use(i))
+                block(
+                    &mut p,
+                    &format!("layers.{i}"),
+                    phases.forward(i)..=phases.last_use(i),
+                )
             });
             let cache_len = capacity * 2 * spec.kv_size();
-            let cache = p.f32(format!("layers.{i}.kv_cache"), KvCache, cache_len, always.clone());
+            let cache = p.f32(
+                format!("layers.{i}.kv_cache"),
+                KvCache,
+                cache_len,
+                always.clone(),
+            );
             layer_ids.push((x, ids, cache));
         }
         let head = phases.head();
@@ -221,7 +235,12 @@ impl NetworkLayout {
         let head_x = p.f32("head.x", Scratch, tokens * h, head..=head);
         let head_normed = p.f32("head.normed", Scratch, tokens * h, head..=head);
         let head_inv_rms = p.f32("head.inv_rms", Scratch, tokens, head..=head);
-        let logits = p.f32("head.logits", Scratch, work.head_rows * spec.vocab_size, head..=head);
+        let logits = p.f32(
+            "head.logits",
+            Scratch,
+            work.head_rows * spec.vocab_size,
+            head..=head,
+        );
 
         let back = if training { tokens } else { 0 };
         let after = head + 1..=phases.last();
@@ -303,11 +322,19 @@ impl Phases {
 
     /// The last phase that reads what block `layer` keeps.
     fn last_use(&self, layer: usize) -> usize {
-        if self.training { 2 * self.layers + 1 - layer } else { self.forward(layer) }
+        if self.training {
+            2 * self.layers + 1 - layer
+        } else {
+            self.forward(layer)
+        }
     }
 
     fn last(&self) -> usize {
-        if self.training { 2 * self.layers + 2 } else { self.head() }
+        if self.training {
+            2 * self.layers + 2
+        } else {
+            self.head()
+        }
     }
 }
 
@@ -342,24 +369,41 @@ impl Requests {
         len: usize,
         life: RangeInclusive<usize>,
     ) -> (TensorId, usize) {
-        (self.planner.tensor(name, kind, len * DType::F32.size(), life), len)
+        (
+            self.planner
+                .tensor(name, kind, len * DType::F32.size(), life),
+            len,
+        )
     }
 
     fn i32(&mut self, name: &str, len: usize, life: RangeInclusive<usize>) -> (TensorId, usize) {
-        (self.planner.tensor(name, SegmentKind::Batch, len * size_of::<i32>(), life), len)
+        (
+            self.planner
+                .tensor(name, SegmentKind::Batch, len * size_of::<i32>(), life),
+            len,
+        )
     }
 
     fn solve(self) -> Placed {
-        Placed { plan: self.planner.solve() }
+        Placed {
+            plan: self.planner.solve(),
+        }
     }
 }
 
 impl Placed {
     fn f32(&self, (id, len): (TensorId, usize)) -> Region {
-        Region { offset: self.plan.segment(id).offset, len, dtype: DType::F32 }
+        Region {
+            offset: self.plan.segment(id).offset,
+            len,
+            dtype: DType::F32,
+        }
     }
 
     fn i32(&self, (id, len): (TensorId, usize)) -> Indices {
-        Indices { offset: self.plan.segment(id).offset, len }
+        Indices {
+            offset: self.plan.segment(id).offset,
+            len,
+        }
     }
 }

@@ -57,7 +57,10 @@ impl MemoryPlan {
     pub fn lower_bound(&self) -> usize {
         let births = self.segments.iter().map(|s| s.birth);
         let live_at = |t: usize| {
-            let live = self.segments.iter().filter(|s| s.birth <= t && t <= s.death);
+            let live = self
+                .segments
+                .iter()
+                .filter(|s| s.birth <= t && t <= s.death);
             live.map(|s| s.bytes).sum()
         };
         births.map(live_at).max().unwrap_or(0)
@@ -65,7 +68,11 @@ impl MemoryPlan {
 
     /// Bytes of all segments of a kind. Segments that share bytes count each.
     pub fn bytes_of(&self, kind: SegmentKind) -> usize {
-        self.segments.iter().filter(|s| s.kind == kind).map(|s| s.bytes).sum()
+        self.segments
+            .iter()
+            .filter(|s| s.kind == kind)
+            .map(|s| s.bytes)
+            .sum()
     }
 }
 
@@ -127,8 +134,16 @@ impl Planner {
             let at = placed.partition_point(|&p| self.segments[p].offset <= offset);
             placed.insert(at, i);
         }
-        let total_bytes = self.segments.iter().map(|s| s.offset + s.bytes).max().unwrap_or(0);
-        MemoryPlan { segments: self.segments, total_bytes }
+        let total_bytes = self
+            .segments
+            .iter()
+            .map(|s| s.offset + s.bytes)
+            .max()
+            .unwrap_or(0);
+        MemoryPlan {
+            segments: self.segments,
+            total_bytes,
+        }
     }
 }
 

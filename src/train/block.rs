@@ -38,7 +38,9 @@ impl<'a> Block<'a> {
             x: planned.x.first(t * spec.hidden_size),
             input_inv_rms: planned.input_inv_rms.first(t),
             qkv_raw: planned.qkv_raw.first(raw * spec.qkv_size()),
-            qk_inv_rms: planned.qk_inv_rms.first(raw * (spec.num_heads + spec.num_kv_heads)),
+            qk_inv_rms: planned
+                .qk_inv_rms
+                .first(raw * (spec.num_heads + spec.num_kv_heads)),
             qkv: planned.qkv.first(t * spec.qkv_size()),
             attention: planned.attention.first(t * spec.q_size()),
             lse: planned.lse.first(t * spec.num_heads),
@@ -47,14 +49,26 @@ impl<'a> Block<'a> {
             gate_up: planned.gate_up.first(t * 2 * spec.intermediate_size),
             kv_cache: planned.kv_cache,
         };
-        Self { spec, slots: &table.layers[index], layout, up, r }
+        Self {
+            spec,
+            slots: &table.layers[index],
+            layout,
+            up,
+            r,
+        }
     }
 
     /// Computes what the block keeps and, unless it is only recomputed for the backward, its output.
     pub fn forward<B: Backend>(&self, b: &mut B, out: Option<Region>) {
         let (s, r) = (self.slots, &self.r);
         self.project_qkv(b);
-        b.attention_forward(self.attention(), self.seq_starts(), r.qkv, r.attention, r.lse);
+        b.attention_forward(
+            self.attention(),
+            self.seq_starts(),
+            r.qkv,
+            r.attention,
+            r.lse,
+        );
         self.finish(b, s, out);
     }
 
@@ -77,13 +91,26 @@ impl<'a> Block<'a> {
     fn project_qkv<B: Backend>(&self, b: &mut B) {
         let (s, r) = (self.slots, &self.r);
         let (cos, sin) = (self.layout.rope_cos, self.layout.rope_sin);
-        b.rms_norm_forward(r.x, self.w(s.input_norm), self.normed(), r.input_inv_rms, self.eps());
+        b.rms_norm_forward(
+            r.x,
+            self.w(s.input_norm),
+            self.normed(),
+            r.input_inv_rms,
+            self.eps(),
+        );
         let projected = if self.spec.qk_norm { r.qkv_raw } else { r.qkv };
         let (weight, bias) = (self.w(s.qkv_proj), s.qkv_bias.map(|s| self.w(s)));
         b.linear_forward(self.qkv(), self.normed(), weight, bias, None, projected);
         if let (Some(q_norm), Some(k_norm)) = (s.q_norm, s.k_norm) {
             let weights = (self.w(q_norm), self.w(k_norm));
-            b.qk_norm_forward(self.qk(), r.qkv_raw, weights, r.qkv, r.qk_inv_rms, self.eps());
+            b.qk_norm_forward(
+                self.qk(),
+                r.qkv_raw,
+                weights,
+                r.qkv,
+                r.qk_inv_rms,
+                self.eps(),
+            );
         }
         b.rope_forward(self.rope(), self.positions(), cos, sin, r.qkv);
     }
@@ -117,7 +144,13 @@ impl<'a> Block<'a> {
         b.linear_backward_input(self.down(), dx, self.w(s.down_proj), dact);
         // act = swiglu(gate_up)
         let dgate_up = l.dgate_up.first(t * 2 * self.spec.intermediate_size);
-        b.swiglu_backward(r.gate_up, dact, dgate_up, self.act(), self.spec.intermediate_size);
+        b.swiglu_backward(
+            r.gate_up,
+            dact,
+            dgate_up,
+            self.act(),
+            self.spec.intermediate_size,
+        );
         let (dweight, dbias) = (self.dw(s.down_proj), s.down_bias.map(|s| self.dw(s)));
         b.linear_backward_weight(self.down(), dx, self.act(), dweight, dbias);
         // gate_up = gate_up_proj(rms_norm(x_mid))
@@ -137,7 +170,15 @@ impl<'a> Block<'a> {
         // attention(rope(qk_norm(qkv)))
         let dqkv = l.dqkv.first(t * self.spec.qkv_size());
         let starts = self.seq_starts();
-        b.attention_backward(self.attention(), starts, r.qkv, r.attention, r.lse, dattention, dqkv);
+        b.attention_backward(
+            self.attention(),
+            starts,
+            r.qkv,
+            r.attention,
+            r.lse,
+            dattention,
+            dqkv,
+        );
         b.rope_backward(self.rope(), self.positions(), l.rope_cos, l.rope_sin, dqkv);
         if let (Some(q_norm), Some(k_norm)) = (s.q_norm, s.k_norm) {
             let weights = (self.w(q_norm), self.w(k_norm));
@@ -167,11 +208,15 @@ impl<'a> Block<'a> {
     }
 
     fn normed(&self) -> Region {
-        self.layout.normed.first(self.up.tokens * self.spec.hidden_size)
+        self.layout
+            .normed
+            .first(self.up.tokens * self.spec.hidden_size)
     }
 
     fn act(&self) -> Region {
-        self.layout.act.first(self.up.tokens * self.spec.intermediate_size)
+        self.layout
+            .act
+            .first(self.up.tokens * self.spec.intermediate_size)
     }
 
     fn positions(&self) -> Indices {
@@ -208,7 +253,11 @@ impl<'a> Block<'a> {
     }
 
     fn linear(&self, inputs: usize, outputs: usize) -> LinearShape {
-        LinearShape { rows: self.up.tokens, inputs, outputs }
+        LinearShape {
+            rows: self.up.tokens,
+            inputs,
+            outputs,
+        }
     }
 
     fn qkv(&self) -> LinearShape {

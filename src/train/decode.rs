@@ -38,10 +38,17 @@ impl<B: Backend> Network<B> {
                 format!("position {position} is outside the cache of {capacity} tokens"),
             ));
         }
-        let batch = Batch { tokens: vec![token], labels: vec![token], seq_starts: vec![0] };
+        let batch = Batch {
+            tokens: vec![token],
+            labels: vec![token],
+            seq_starts: vec![0],
+        };
         let up = self.upload(&batch)?;
-        self.backend.upload_indices(self.layout.positions.first(1), &[position as i32]);
-        self.run_blocks(up, |block, backend, out| block.decode(backend, position, out));
+        self.backend
+            .upload_indices(self.layout.positions.first(1), &[position as i32]);
+        self.run_blocks(up, |block, backend, out| {
+            block.decode(backend, position, out)
+        });
         Ok(self.last_logits(up))
     }
 

@@ -10,14 +10,20 @@ impl<B: Backend> Network<B> {
     pub(super) fn head_forward_backward(&mut self, up: Uploaded, scale: f32) {
         self.head_norm(up);
         let h = self.spec.hidden_size;
-        let (weight, dweight) = (self.weight(self.table.lm_head), self.gradient(self.table.lm_head));
+        let (weight, dweight) = (
+            self.weight(self.table.lm_head),
+            self.gradient(self.table.lm_head),
+        );
         for rows in self.head_chunks(up) {
             let (normed, logits, shape) = self.head_project(&rows);
             let labels = self.layout.targets.slice(rows.start, rows.len());
             let stats = self.reserve_stats(rows.len());
             let b = &mut self.backend;
             b.cross_entropy_forward_backward(logits, labels, stats, scale);
-            let dnormed = self.layout.dhead_normed.slice(rows.start * h, rows.len() * h);
+            let dnormed = self
+                .layout
+                .dhead_normed
+                .slice(rows.start * h, rows.len() * h);
             b.linear_backward_input(shape, logits, weight, dnormed);
             b.linear_backward_weight(shape, logits, normed, dweight, None);
         }
@@ -27,9 +33,11 @@ impl<B: Backend> Network<B> {
         let (x, inv_rms) = (l.head_x.first(len), l.head_inv_rms.first(up.supervised));
         let (dnormed, dx) = (l.dhead_normed.first(len), l.dhead_x.first(len));
         self.backend.fill(dx, 0.0); // the norm adds to it
-        self.backend.rms_norm_backward(x, norm, inv_rms, dnormed, dx, dnorm);
+        self.backend
+            .rms_norm_backward(x, norm, inv_rms, dnormed, dx, dnorm);
         let rows = l.rows.first(up.supervised);
-        self.backend.rows_backward(dx, rows, l.dx.first(up.tokens * h), h);
+        self.backend
+            .rows_backward(dx, rows, l.dx.first(up.tokens * h), h);
     }
 
     /// Loss of the supervised positions.
@@ -50,8 +58,12 @@ impl<B: Backend> Network<B> {
         positions: &[i32],
         each: &mut impl FnMut(usize, &[f32]),
     ) {
-        self.backend.upload_indices(self.layout.rows.first(positions.len()), positions);
-        let up = Uploaded { supervised: positions.len(), ..up };
+        self.backend
+            .upload_indices(self.layout.rows.first(positions.len()), positions);
+        let up = Uploaded {
+            supervised: positions.len(),
+            ..up
+        };
         self.head_norm(up);
         let mut host = Vec::new();
         for rows in self.head_chunks(up) {
@@ -70,25 +82,37 @@ impl<B: Backend> Network<B> {
         let len = up.supervised * h;
         let (x, normed) = (l.head_x.first(len), l.head_normed.first(len));
         let rows = l.rows.first(up.supervised);
-        self.backend.rows_forward(l.x_final.first(up.tokens * h), rows, x, h);
+        self.backend
+            .rows_forward(l.x_final.first(up.tokens * h), rows, x, h);
         let inv_rms = l.head_inv_rms.first(up.supervised);
-        self.backend.rms_norm_forward(x, norm, normed, inv_rms, self.spec.rms_norm_eps);
+        self.backend
+            .rms_norm_forward(x, norm, normed, inv_rms, self.spec.rms_norm_eps);
     }
 
     /// Logits of some supervised rows: their normed input `(rows, H)`, the logits `(rows, V)`.
     fn head_project(&mut self, rows: &Range<usize>) -> (Region, Region, LinearShape) {
         let (h, v) = (self.spec.hidden_size, self.spec.vocab_size);
-        let shape = LinearShape { rows: rows.len(), inputs: h, outputs: v };
-        let normed = self.layout.head_normed.slice(rows.start * h, rows.len() * h);
+        let shape = LinearShape {
+            rows: rows.len(),
+            inputs: h,
+            outputs: v,
+        };
+        let normed = self
+            .layout
+            .head_normed
+            .slice(rows.start * h, rows.len() * h);
         let logits = self.layout.logits.first(rows.len() * v);
         let weight = self.weight(self.table.lm_head);
-        self.backend.linear_forward(shape, normed, weight, None, None, logits);
+        self.backend
+            .linear_forward(shape, normed, weight, None, None, logits);
         (normed, logits, shape)
     }
 
     fn head_chunks(&self, up: Uploaded) -> impl Iterator<Item = Range<usize>> + use<B> {
         let (step, end) = (self.work.head_rows, up.supervised);
-        (0..end).step_by(step).map(move |start| start..(start + step).min(end))
+        (0..end)
+            .step_by(step)
+            .map(move |start| start..(start + step).min(end))
     }
 
     /// Room for the statistics of `rows` positions; copies the pending ones to the host when full.
@@ -97,7 +121,10 @@ impl<B: Backend> Network<B> {
         if (self.pending_stats + rows) * WIDTH > self.layout.stats.len {
             self.flush_stats();
         }
-        let region = self.layout.stats.slice(self.pending_stats * WIDTH, rows * WIDTH);
+        let region = self
+            .layout
+            .stats
+            .slice(self.pending_stats * WIDTH, rows * WIDTH);
         self.pending_stats += rows;
         region
     }

@@ -124,19 +124,22 @@ impl<B: Backend> Network<B> {
             values.clear();
             values.resize(param.len(), 0.0);
             read(param, &mut values)?;
-            self.backend.upload(param_region(self.layout.weights, param), &values);
+            self.backend
+                .upload(param_region(self.layout.weights, param), &values);
         }
         Ok(())
     }
 
     /// Copies one tensor's weights to the host: `to` has the tensor's length.
     pub fn read_weight(&mut self, param: &Param, to: &mut [f32]) {
-        self.backend.download(param_region(self.layout.weights, param), to);
+        self.backend
+            .download(param_region(self.layout.weights, param), to);
     }
 
     /// Copies one tensor's accumulated gradient to the host.
     pub fn read_gradient(&mut self, param: &Param, to: &mut [f32]) {
-        self.backend.download(param_region(self.layout.gradients, param), to);
+        self.backend
+            .download(param_region(self.layout.gradients, param), to);
     }
 
     /// Forward and backward of one micro-batch. Gradients of `scale · Σ −log p` are added to the
@@ -147,7 +150,10 @@ impl<B: Backend> Network<B> {
     /// `Batch` when the micro-batch is malformed or larger than planned.
     pub fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<()> {
         let Purpose::Train { recompute } = self.work.purpose else {
-            return Err(Error::new(ErrorKind::Internal, "the network was not planned for training"));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "the network was not planned for training",
+            ));
         };
         let up = self.upload(batch)?;
         if up.supervised == 0 {
@@ -164,7 +170,10 @@ impl<B: Backend> Network<B> {
         }
         let h = self.spec.hidden_size;
         let dtable = self.gradient(self.table.embed_tokens);
-        let (dx, ids) = (self.layout.dx.first(up.tokens * h), self.layout.ids.first(up.tokens));
+        let (dx, ids) = (
+            self.layout.dx.first(up.tokens * h),
+            self.layout.ids.first(up.tokens),
+        );
         self.backend.embedding_backward(dx, ids, dtable, h);
         Ok(())
     }
@@ -205,7 +214,8 @@ impl<B: Backend> Network<B> {
             return;
         }
         self.host.stats.resize(len, 0.0);
-        self.backend.download(self.layout.stats.first(len), &mut self.host.stats);
+        self.backend
+            .download(self.layout.stats.first(len), &mut self.host.stats);
         for row in self.host.stats.chunks_exact(TokenStats::WIDTH) {
             self.sums.loss += f64::from(row[0]);
             self.sums.entropy += f64::from(row[1]);
@@ -227,7 +237,8 @@ impl<B: Backend> Network<B> {
         let l = &self.layout;
         let input = |i: usize| l.layers.get(i).map_or(l.x_final, |layer| layer.x);
         let first = input(0).first(up.tokens * h);
-        self.backend.embedding_forward(table, l.ids.first(up.tokens), first, h);
+        self.backend
+            .embedding_forward(table, l.ids.first(up.tokens), first, h);
         for i in 0..self.spec.num_layers {
             let block = Block::new(&self.spec, &self.table, l, i, up);
             run(&block, &mut self.backend, input(i + 1).first(up.tokens * h));
@@ -262,7 +273,11 @@ impl<B: Backend> Network<B> {
             )
         };
         if batch.tokens.len() > self.work.tokens {
-            return Err(too_large("a micro-batch", batch.tokens.len(), self.work.tokens));
+            return Err(too_large(
+                "a micro-batch",
+                batch.tokens.len(),
+                self.work.tokens,
+            ));
         }
         if longest > self.work.sequence_length {
             return Err(too_large("a sequence", longest, self.work.sequence_length));
@@ -273,11 +288,16 @@ impl<B: Backend> Network<B> {
             sequences: host.seq_starts.len() - 1,
             supervised: host.rows.len(),
         };
-        self.backend.upload_indices(layout.ids.first(up.tokens), &batch.tokens);
-        self.backend.upload_indices(layout.positions.first(up.tokens), &host.positions);
-        self.backend.upload_indices(layout.seq_starts.first(up.sequences + 1), &host.seq_starts);
-        self.backend.upload_indices(layout.rows.first(up.supervised), &host.rows);
-        self.backend.upload_indices(layout.targets.first(up.supervised), &host.targets);
+        self.backend
+            .upload_indices(layout.ids.first(up.tokens), &batch.tokens);
+        self.backend
+            .upload_indices(layout.positions.first(up.tokens), &host.positions);
+        self.backend
+            .upload_indices(layout.seq_starts.first(up.sequences + 1), &host.seq_starts);
+        self.backend
+            .upload_indices(layout.rows.first(up.supervised), &host.rows);
+        self.backend
+            .upload_indices(layout.targets.first(up.supervised), &host.targets);
         Ok(up)
     }
 

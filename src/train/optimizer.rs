@@ -23,7 +23,8 @@ impl<B: Backend> Network<B> {
     /// the optimizer's state stay as they were.
     pub fn update(&mut self, options: &AdamWOptions, learning_rate: f64) -> ClipStats {
         let l = &self.layout;
-        self.backend.grad_norm(l.gradients, options.max_grad_norm as f32, l.clip);
+        self.backend
+            .grad_norm(l.gradients, options.max_grad_norm as f32, l.clip);
         let mut step = AdamWStep {
             learning_rate,
             beta1: options.beta1,
@@ -40,9 +41,14 @@ impl<B: Backend> Network<B> {
                 end += next.len();
             }
             let part = |all: crate::ops::Region| all.slice(first.offset, end - first.offset);
-            step.weight_decay = if first.decay { options.weight_decay } else { 0.0 };
+            step.weight_decay = if first.decay {
+                options.weight_decay
+            } else {
+                0.0
+            };
             let (weights, gradients) = (part(l.weights), part(l.gradients));
-            self.backend.adamw(step, l.clip, weights, gradients, part(l.m), part(l.v));
+            self.backend
+                .adamw(step, l.clip, weights, gradients, part(l.m), part(l.v));
         }
         let mut clip = [0.0; ClipStats::WIDTH];
         self.backend.download(l.clip, &mut clip);
