@@ -1,1 +1,101 @@
-fn main() {}
+//! `sft`: the command line over the library. Every command is a thin file of its own; nothing here
+//! does what the library cannot do for another host.
+
+mod console;
+mod curve;
+mod init;
+mod overrides;
+
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind as UsageKind};
+use clap::{Parser, Subcommand};
+use sft::{Error, ErrorKind};
+
+use overrides::Overrides;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, an early stop included; 1 the run or a file failed; 2 the command line, the
+configuration or the rules are wrong; 130 cancelled (Ctrl-C).";
+
+const KEYS_ARE_FLAGS: &str = "\
+Every key of the configuration is a flag too: --learning_rate 1e-4, --packing, --max-length=512,
+--stop '[{rule: target, metric: eval_loss, at_most: 1.5}]'. A flag wins over the file, the file over
+the default; `sft init` lists all keys.";
+
+/// Supervised fine-tuning of language models.
+#[derive(Parser)]
+#[command(name = "sft", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a configuration with every key explained
+    Init(init::Args),
+}
+
+/// Commands that take the keys of the configuration as flags.
+const CONFIGURED: [&str; 5] = ["train", "plan", "preview", "eval", "generate"];
+
+fn main() -> ExitCode {
+    match run(std::env::args().collect()) {
+        Ok(code) => code,
+        Err(error) => {
+            console::error(&error.to_string());
+            ExitCode::from(exit_code(error.kind()))
+        }
+    }
+}
+
+/// A wrong command line or configuration is 2, as shells have it; what fails later is 1.
+fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Cancelled => 130,
+        ErrorKind::InvalidArgument
+        | ErrorKind::Config
+        | ErrorKind::UnknownKey
+        | ErrorKind::Unsupported => 2,
+        _ => 1,
+    }
+}
+
+fn run(args: Vec<String>) -> Result<ExitCode, Error> {
+    let configured = args
+        .get(1)
+        .is_some_and(|command| CONFIGURED.contains(&command.as_str()));
+    let (args, overrides) = if configured {
+        overrides::split(args)
+    } else {
+        (args, Overrides::new())
+    };
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(usage) => return Ok(refuse(&usage, configured)),
+    };
+    match cli.command {
+        Command::Init(args) => init::run(&args),
+    }
+}
+
+/// Shows clap's message; a flag that nobody knows gets the configuration's words, which know every
+/// key and its old names.
+fn refuse(usage: &clap::Error, configured: bool) -> ExitCode {
+    if configured
+        && usage.kind() == UsageKind::UnknownArgument
+        && let Some(ContextValue::String(flag)) = usage.get(ContextKind::InvalidArg)
+        && flag.starts_with("--")
+    {
+        console::error(&overrides::unknown_flag(flag));
+        return ExitCode::from(2);
+    }
+    // A failure to print a usage message has nowhere to be reported.
+    let _ = usage.print();
+    if usage.use_stderr() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
