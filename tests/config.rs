@@ -525,9 +525,29 @@ fn contradictions_are_refused_with_the_way_out() {
         (
             "val_size: 0.1\neval_strategy: epoch\nmetric_for_best_model: eval_loss\ngreater_is_better: true",
             "greater_is_better",
-            "remove greater_is_better",
+            "remove the key",
         ),
         ("bf16: true\nfp16: true", "bf16, fp16", "choose one"),
+        (
+            "stop: [{rule: target, metric: eval_loss, at_most: 1}]",
+            "stop[0]",
+            "set eval_strategy",
+        ),
+        (
+            "stop: [{rule: budget, max_steps: 3}, {rule: overfit}]",
+            "stop[1]",
+            "set eval_strategy",
+        ),
+        (
+            "lr_scheduler_type: cosine_with_min_lr",
+            "lr_scheduler_kwargs.min_lr",
+            "min_lr_rate",
+        ),
+        (
+            "val_size: 0.1\neval_strategy: epoch\nmetric_for_best_model: zeal\nload_best_model_at_end: true",
+            "greater_is_better",
+            "which way",
+        ),
     ] {
         let text = contradiction(yaml).to_string();
         assert!(
@@ -563,4 +583,62 @@ fn a_sound_configuration_passes() {
             .validate()
             .unwrap();
     }
+}
+
+#[test]
+fn stop_rules_come_from_every_door() {
+    let yaml = config("stop:\n  - {rule: target, metric: train_loss, at_most: 1.5}\n").unwrap();
+    let mut set = Config::default();
+    set.set("stop", "[{rule: target, metric: train_loss, at_most: 1.5}]")
+        .unwrap();
+    assert_eq!(yaml, set);
+    assert_eq!(yaml.stop.rules.len(), 1);
+    set.set("stop", "null").unwrap();
+    assert_eq!(set, Config::default());
+}
+
+#[test]
+fn a_wrong_stop_rule_names_its_path_and_line() {
+    let error =
+        config("seed: 1\nstop: [{rule: target, metric: eval_loss, at_mots: 1}]").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownKey);
+    let text = error.to_string();
+    assert!(
+        text.starts_with("run.yaml:2: stop[0]") && text.contains("`at_mots`"),
+        "{text}"
+    );
+    let mut config = Config::default();
+    let error = config
+        .set("stop", "[{rule: plateau, patience: few}]")
+        .unwrap_err();
+    assert!(error.to_string().starts_with("stop[0].patience"), "{error}");
+}
+
+#[test]
+fn early_stopping_keys_become_a_rule_after_the_others() {
+    let config = config(
+        "stop: [{rule: budget, max_steps: 3}]\nearly_stopping_patience: 4\nearly_stopping_threshold: 0.5",
+    )
+    .unwrap();
+    let rules = config.stop_rules().unwrap().rules;
+    assert_eq!(rules.len(), 2);
+    let sft::stop::Rule::Plateau(rule) = &rules[1] else {
+        panic!("{rules:?}")
+    };
+    assert_eq!(
+        (rule.patience, rule.min_delta),
+        (4, sft::stop::MinDelta::Absolute(0.5))
+    );
+    assert_eq!(rule.reference, sft::stop::Reference::Hf);
+}
+
+#[test]
+fn the_budget_is_steps_or_epochs() {
+    let epochs = config("num_train_epochs: 2\nmax_seconds: 60")
+        .unwrap()
+        .budget();
+    assert_eq!((epochs.max_steps, epochs.max_epochs), (None, Some(2.0)));
+    assert_eq!(epochs.max_seconds, Some(60.0));
+    let steps = config("max_steps: 7").unwrap().budget();
+    assert_eq!((steps.max_steps, steps.max_epochs), (Some(7), None));
 }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::schedule::ScheduleKind;
+use crate::stop::StopConfig;
+
 use super::values::{
     Amount, Device, EvalStrategy, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
 };
@@ -99,8 +102,9 @@ config! {
         gradient_accumulation_steps: usize = 1;
         /// Peak learning rate.
         learning_rate: f64 = 2e-5;
-        /// linear | cosine | constant | constant_with_warmup | and the other schedules of the guide.
-        lr_scheduler_type: String = "linear".to_owned();
+        /// constant | constant_with_warmup | linear | cosine | cosine_with_restarts | polynomial |
+        /// inverse_sqrt | cosine_with_min_lr | cosine_warmup_with_min_lr | warmup_stable_decay.
+        lr_scheduler_type: ScheduleKind = ScheduleKind::Linear;
         /// Options of the schedule, such as `{min_lr_rate: 0.1}`.
         lr_scheduler_kwargs: Option<Map<String, Value>> = None;
         /// Updates of warm-up, or below 1 a share of all updates.
@@ -133,8 +137,9 @@ config! {
         max_seconds: Option<f64> = None;
     }
     "Stopping" {
-        /// The stop rules: target, plateau, non_finite, divergence, overfit.
-        stop: Value = Value::Null;
+        /// The stop rules: target, plateau, non_finite, divergence, overfit, budget; the first to fire
+        /// ends the run.
+        stop: StopConfig = StopConfig::default();
         /// Stop after so many evaluations without improvement, as EarlyStoppingCallback does.
         early_stopping_patience: Option<u64> = None;
         /// The improvement that counts for early_stopping_patience.

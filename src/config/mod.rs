@@ -23,6 +23,7 @@ pub use values::{
 };
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::stop::StopConfig;
 
 impl Config {
     /// A configuration from YAML (or JSON) text over the defaults. `origin` is the file's name for
@@ -155,6 +156,10 @@ impl Config {
             return peer::accept(&key, &value);
         }
         peer::refuse_value(&key, &value)?;
+        if key == "stop" {
+            self.stop = StopConfig::from_value(value)?;
+            return Ok(());
+        }
         let Ok(Value::Object(mut map)) = serde_json::to_value(&*self) else {
             return Err(Error::new(
                 ErrorKind::Internal,

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 
+use crate::schedule::Schedule;
+use crate::stop::{self, Budget, Direction, Metric, Rule, StopConfig};
+
 use super::fields::Config;
 use super::values::{Amount, Device, EvalStrategy, SaveStrategy};
 
@@ -28,6 +31,67 @@ impl Config {
         self.eval_dataset_name.is_some()
             || self.val_size.is_some()
             || self.dataset_name.as_deref().is_some_and(folder)
+    }
+
+    /// All stop rules: `stop`, then the plateau rule that the `early_stopping_…` keys stand for.
+    ///
+    /// # Errors
+    /// `Config` for early stopping keys that contradict each other.
+    pub fn stop_rules(&self) -> Result<StopConfig> {
+        let mut config = self.stop.clone();
+        if let Some(patience) = self.early_stopping_patience {
+            config.rules.push(stop::early_stopping(
+                patience,
+                Some(self.early_stopping_threshold),
+                self.metric_for_best_model.as_deref(),
+                self.greater_is_better,
+            )?);
+        }
+        Ok(config)
+    }
+
+    /// What `metric_for_best_model` and `greater_is_better` name, if they are set.
+    ///
+    /// # Errors
+    /// `Config` for a name that is no metric.
+    pub fn best_metric(&self) -> Result<Option<(Metric, Direction)>> {
+        let Some(name) = self.metric_for_best_model.as_deref() else {
+            return Ok(None);
+        };
+        let metric = Metric::for_best_model(name)?;
+        let direction = match self.greater_is_better {
+            Some(true) => Direction::Maximize,
+            Some(false) => Direction::Minimize,
+            None => metric.default_direction(),
+        };
+        Ok(Some((metric, direction)))
+    }
+
+    /// The limits of the run as written: `max_steps`, or `num_train_epochs` without it, and
+    /// `max_tokens` and `max_seconds`.
+    pub fn budget(&self) -> Budget {
+        let max_steps = u64::try_from(self.max_steps).ok();
+        Budget {
+            max_steps,
+            max_epochs: max_steps.is_none().then_some(self.num_train_epochs),
+            max_tokens: self.max_tokens,
+            max_seconds: self.max_seconds,
+        }
+    }
+
+    /// The learning-rate schedule over `total_steps` updates.
+    ///
+    /// # Errors
+    /// As [`Schedule::new`].
+    pub fn schedule(&self, total_steps: u64) -> Result<Schedule> {
+        let none = serde_json::Map::new();
+        Schedule::new(
+            self.lr_scheduler_type,
+            self.learning_rate,
+            self.warmup_steps.0,
+            total_steps,
+            self.lr_scheduler_kwargs.as_ref().unwrap_or(&none),
+        )
     }
 
     /// Updates between evaluations as written: `eval_steps`, or `logging_steps` without it.
@@ -187,68 +251,103 @@ impl Config {
             }
         }
         if !evaluates {
-            let metric = self.metric_for_best_model.as_deref();
-            let needs = [
-                (
-                    "early_stopping_patience",
-                    self.early_stopping_patience.is_some(),
-                ),
-                (
-                    "load_best_model_at_end",
-                    self.load_best_model_at_end && metric != Some("train_loss"),
-                ),
-                (
-                    "save_strategy: best",
-                    self.save_strategy == SaveStrategy::Best,
-                ),
-                (
-                    "metric_for_best_model",
-                    metric.is_some_and(|m| m.starts_with("eval_")),
-                ),
-            ];
-            if let Some((key, _)) = needs.iter().find(|(_, on)| *on) {
-                return wrong(format!(
-                    "{key}: needs evaluations, and eval_strategy is no; set eval_strategy to steps \
-                     or epoch"
-                ));
-            }
+            self.check_without_evaluation()?;
         }
         if self.early_stopping_patience.is_none() && self.early_stopping_threshold > 0.0 {
             return wrong(
                 "early_stopping_threshold: does nothing without early_stopping_patience; set both",
             );
         }
-        self.check_metric()
+        self.check_metric()?;
+        self.stop_rules()?;
+        self.stop.validate()?;
+        // The number of updates is not known yet: options that depend on it are checked at the start.
+        self.schedule(u64::try_from(self.max_steps).unwrap_or(1_000_000))
+            .map(drop)
+    }
+
+    /// What waits for evaluations would wait for ever.
+    fn check_without_evaluation(&self) -> Result<()> {
+        let metric = self.best_metric()?.map(|(metric, _)| metric);
+        let by_updates = metric.as_ref().is_some_and(Metric::is_per_update);
+        let early_stopping = self.early_stopping_patience.is_some();
+        let needs = [
+            ("early_stopping_patience", early_stopping && !by_updates),
+            (
+                "load_best_model_at_end",
+                self.load_best_model_at_end && !by_updates,
+            ),
+            (
+                "save_strategy: best",
+                self.save_strategy == SaveStrategy::Best,
+            ),
+            (
+                "metric_for_best_model",
+                metric.as_ref().is_some_and(is_evaluation),
+            ),
+        ];
+        let mut waiting: Vec<String> = needs
+            .iter()
+            .filter(|(_, on)| *on)
+            .map(|(key, _)| (*key).to_owned())
+            .collect();
+        // A host that feeds its own rows evaluates when it likes.
+        if self.dataset_name.is_some() {
+            let rules = self.stop.rules.iter().enumerate();
+            waiting.extend(
+                rules
+                    .filter(|(_, rule)| needs_evaluation(rule))
+                    .map(|(i, _)| format!("stop[{i}]")),
+            );
+        }
+        match waiting.first() {
+            None => Ok(()),
+            Some(key) => wrong(format!(
+                "{key}: needs evaluations, and eval_strategy is no; set eval_strategy to steps or \
+                 epoch"
+            )),
+        }
     }
 
     /// A loss that should grow, or an accuracy that should fall, is a slip that would keep the worst
     /// model as the best.
     fn check_metric(&self) -> Result<()> {
-        let Some(metric) = self.metric_for_best_model.as_deref() else {
-            if self.greater_is_better == Some(true) {
-                return wrong(
-                    "greater_is_better: the metric is the evaluation loss, which should fall; \
-                     remove the key or name a metric_for_best_model",
-                );
-            }
-            return Ok(());
+        let metric =
+            Metric::for_best_model(self.metric_for_best_model.as_deref().unwrap_or("loss"))?;
+        let Some(natural) = metric.known_direction() else {
+            return match self.greater_is_better {
+                Some(_) => Ok(()),
+                None => wrong(format!(
+                    "greater_is_better: missing: the name {metric} does not say which way is better"
+                )),
+            };
         };
-        let falls = ["loss", "ppl", "perplexity"]
-            .iter()
-            .any(|end| metric.ends_with(end));
-        let grows = metric.ends_with("accuracy");
+        let greater = natural == Direction::Maximize;
         match self.greater_is_better {
-            Some(true) if falls => wrong(format!(
-                "greater_is_better: true contradicts metric_for_best_model: {metric}, which should \
-                 fall; remove greater_is_better"
-            )),
-            Some(false) if grows => wrong(format!(
-                "greater_is_better: false contradicts metric_for_best_model: {metric}, which \
-                 should grow; remove greater_is_better"
+            Some(said) if metric.is_built_in() && said != greater => wrong(format!(
+                "greater_is_better: {said} contradicts the metric {metric}, which should {}; remove \
+                 the key",
+                if greater { "grow" } else { "fall" }
             )),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a rule waits for evaluations.
+fn needs_evaluation(rule: &Rule) -> bool {
+    let metric = match rule {
+        Rule::Target(rule) => &rule.metric,
+        Rule::Plateau(rule) => &rule.metric,
+        Rule::Divergence(rule) => &rule.metric,
+        Rule::Overfit(_) => return true,
+        Rule::NonFinite(_) | Rule::Budget(_) => return false,
+    };
+    is_evaluation(metric)
+}
+
+fn is_evaluation(metric: &Metric) -> bool {
+    matches!(metric, Metric::EvalLoss | Metric::EvalTokenAccuracy)
 }
 
 fn wrong<T>(message: impl Into<String>) -> Result<T> {

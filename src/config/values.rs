@@ -193,6 +193,8 @@ pub(super) fn peer_spelling(key: &str, value: Value) -> (String, Value) {
     match (key, &value) {
         // YAML 1.1 reads a bare `no` as false.
         ("eval_strategy" | "save_strategy", Value::Bool(false)) => (key.into(), "no".into()),
+        // A key without a value: no rules.
+        ("stop", Value::Null) => (key.into(), Value::Array(Vec::new())),
         ("use_cpu", Value::Bool(true)) => ("device".into(), "cpu".into()),
         _ => (key.to_owned(), value),
     }
