@@ -39,6 +39,9 @@ def cases():
     for m in MODEL_NAMES:
         case(f"{m}.packing", model=m, format="text", packing=True, packing_strategy="bfd", max_length=256,
              per_device_train_batch_size=2)
+        # the first packs of the case above hold one long row each; these hold several
+        case(f"{m}.packing.multi", model=m, format="text", packing=True, packing_strategy="bfd", max_length=512,
+             per_device_train_batch_size=1, gradient_accumulation_steps=2)
         case(f"{m}.assistant-only", model=m, format="messages", assistant_only_loss=True)
         case(f"{m}.messages.accum1.f64", model=m, format="messages", learning_rate=RATES["messages"], dtype="float64",
              eval_rows=16, eval_strategy="steps", eval_steps=5)
@@ -62,7 +65,7 @@ def cases():
     case("llama-tiny.max-length-48.text", **tiny, format="text", max_length=48)
     case("llama-tiny.max-length-48.prompt-completion", **tiny, format="prompt-completion", max_length=48)
     case("llama-tiny.packing.bfd_split", **tiny, format="text", packing=True, packing_strategy="bfd_split",
-         max_length=128, per_device_train_batch_size=2)
+         max_length=128, per_device_train_batch_size=2, train_rows=24)
     case("llama-tiny.packing.wrapped", **tiny, format="text", packing=True, packing_strategy="wrapped",
          max_length=128, per_device_train_batch_size=2)
     case("llama-tiny.packing.bfd.prompt-completion", **tiny, format="prompt-completion", packing=True,
