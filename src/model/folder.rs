@@ -192,3 +192,50 @@ fn copy_companions(folder: &mut AtomicFolder, source: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::atomic::test_disk;
+    use crate::model::{InitOptions, init_model};
+
+    /// However early the disk fills up, the model that stood there stays whole.
+    #[test]
+    fn full_disk_while_saving_keeps_the_earlier_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model");
+        init_model(&model, &InitOptions::preset("tiny").unwrap()).unwrap();
+        let spec = ModelSpec::from_dir(&model).unwrap();
+        let table = ParamTable::new(&spec);
+        let load = || {
+            let mut weights = vec![0.0; table.len];
+            load_weights(&model, &table, &mut weights).map(|_| weights)
+        };
+        let before = load().unwrap();
+        for foreign in [false, true] {
+            if foreign {
+                std::fs::write(model.join("train_log.jsonl"), "").unwrap();
+            }
+            for (free, file) in [
+                (10, "config.json"),
+                (2_000, "tokenizer.json"),
+                (500_000, "model.safetensors"),
+            ] {
+                let error = test_disk::with_free_bytes(free, || {
+                    save_model_folder(&model, &model, &spec, &table, DType::F32, |_, _, chunk| {
+                        chunk.fill(0.0);
+                        Ok(())
+                    })
+                })
+                .unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Io);
+                assert!(
+                    error.to_string().contains(&format!("model/{file}")),
+                    "{error}"
+                );
+                assert_eq!(load().unwrap(), before);
+                assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+            }
+        }
+    }
+}

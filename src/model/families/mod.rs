@@ -18,7 +18,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::spec::ModelSpec;
+use super::spec::{ModelSpec, Rope};
 use crate::{Error, ErrorKind, Result};
 
 pub use config_json::{ConfigJson, read_json_object};
@@ -41,8 +41,9 @@ pub struct Family {
 /// The supported families, by `model_type`.
 pub const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
 
-/// More elements than any model has; keeps sizes from overflowing on a corrupt file.
+/// More than any model has; keeps a corrupt file from overflowing sizes or exhausting memory.
 const MAX_PARAMETERS: u128 = 1 << 44;
+const MAX_LAYERS: usize = 10_000;
 
 impl Family {
     /// The family of a `model_type`.
@@ -98,9 +99,7 @@ impl ModelSpec {
     fn from_config(config: &ConfigJson) -> Result<Self> {
         let family = family_of(config)?;
         refuse_unsupported(config)?;
-        let spec = (family.read)(config)?;
-        check(config, &spec)?;
-        Ok(spec)
+        (family.read)(config)
     }
 }
 
@@ -170,14 +169,15 @@ fn check(config: &ConfigJson, spec: &ModelSpec) -> Result<()> {
     let total = layer
         .saturating_mul(wide(spec.num_layers))
         .saturating_add(2 * wide(spec.vocab_size).saturating_mul(wide(spec.hidden_size)));
-    if total > MAX_PARAMETERS {
+    if total > MAX_PARAMETERS || spec.num_layers > MAX_LAYERS {
         return Err(Error::new(
             ErrorKind::Model,
             format!(
-                "{}: the sizes make {total} parameters, more than any model has; is one of \
-                 `vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`, \
+                "{}: the sizes make {} layers and {total} parameters, more than any model has; is \
+                 one of `vocab_size`, `hidden_size`, `intermediate_size`, `num_hidden_layers`, \
                  `num_attention_heads`, `head_dim` mistyped?",
-                config.place()
+                config.place(),
+                spec.num_layers
             ),
         ));
     }
@@ -217,7 +217,7 @@ fn read_common(config: &ConfigJson, defaults: &Defaults) -> Result<ModelSpec> {
     };
     let max_position_embeddings =
         config.size_or("max_position_embeddings", defaults.max_position_embeddings)?;
-    Ok(ModelSpec {
+    let mut spec = ModelSpec {
         model_type: config.required_str("model_type")?.to_owned(),
         vocab_size: config.required_size("vocab_size")?,
         hidden_size,
@@ -227,7 +227,9 @@ fn read_common(config: &ConfigJson, defaults: &Defaults) -> Result<ModelSpec> {
         num_kv_heads,
         head_dim,
         rms_norm_eps: config.positive_or("rms_norm_eps", 1e-6)? as f32,
-        rope: rope::read(config, head_dim, max_position_embeddings)?,
+        rope: Rope {
+            inv_freq: Vec::new(),
+        },
         sliding_window: None,
         qkv_bias: false,
         o_bias: false,
@@ -235,5 +237,9 @@ fn read_common(config: &ConfigJson, defaults: &Defaults) -> Result<ModelSpec> {
         qk_norm: false,
         tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
         max_position_embeddings,
-    })
+    };
+    // Before anything is allocated by size.
+    check(config, &spec)?;
+    spec.rope = rope::read(config, head_dim, max_position_embeddings)?;
+    Ok(spec)
 }
