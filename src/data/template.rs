@@ -1,0 +1,513 @@
+//! Chat templates: the model's own Jinja text, rendered as transformers renders it, with the parts
+//! that the assistant says.
+//!
+//! `{% generation %} … {% endgeneration %}` is a tag of transformers alone. Before compiling it is
+//! rewritten to a `filter` block, another block tag, so that whitespace control and the trimming of
+//! lines work on it as on any tag. The filter puts a marker character on either side of what was
+//! said; the markers are chosen so that the rendered text does not hold them, and what remains when
+//! they are taken out must be the text that renders without them. So a span is exactly what the
+//! block wrote, whatever the messages contain.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
+use minijinja::{AutoEscape, Environment, State, Value};
+use serde_json::{Map, Value as Json};
+
+use super::python;
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A conversation to render.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Conversation<'a> {
+    /// Objects with `role` and `content`, and what else the template knows.
+    pub messages: &'a [Json],
+    /// JSON schemas of functions.
+    pub tools: Option<&'a Json>,
+    /// Further variables (`chat_template_kwargs`); they win over the others.
+    pub variables: Option<&'a Map<String, Json>>,
+    /// End with the beginning of an assistant turn.
+    pub add_generation_prompt: bool,
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    /// Name and text of each template.
+    sources: BTreeMap<String, String>,
+    special_tokens: BTreeMap<String, String>,
+    has_generation: bool,
+}
+
+const DEFAULT: &str = "default";
+/// The named template that is preferred when there are tools.
+const TOOL_USE: &str = "tool_use";
+const GENERATION_FILTER: &str = "sft_generation";
+/// The variable that holds the two marker characters while spans are wanted.
+const MARKERS: &str = "__sft_markers";
+
+impl ChatTemplate {
+    /// Compiles a template text; `tokenizer` provides `bos_token`, `eos_token` and so on.
+    pub fn new(source: impl Into<String>, tokenizer: &Tokenizer) -> Result<Self> {
+        let sources = BTreeMap::from([(DEFAULT.to_string(), source.into())]);
+        Self::compile(sources, tokenizer.special_tokens().clone())
+    }
+
+    /// The template that comes with the tokenizer: `chat_template.jinja`, else `chat_template` of
+    /// `tokenizer_config.json` (a text, or a list of named ones); `None` when it has none.
+    pub fn of(tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let sources = template_sources(tokenizer.folder(), tokenizer.config())?;
+        match sources.is_empty() {
+            true => Ok(None),
+            false => Self::compile(sources, tokenizer.special_tokens().clone()).map(Some),
+        }
+    }
+
+    /// The template in a `.jinja` file, or that of the tokenizer in a folder. Only the template is
+    /// taken: special tokens stay those of `tokenizer`.
+    pub fn open(path: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            let other = Tokenizer::open(path)?;
+            let sources = template_sources(path, other.config())?;
+            if sources.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Template,
+                    format!("{} has no chat template", path.display()),
+                ));
+            }
+            return Self::compile(sources, tokenizer.special_tokens().clone());
+        }
+        let source = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Self::new(source, tokenizer).map_err(|e| e.context(path.display().to_string()))
+    }
+
+    fn compile(
+        sources: BTreeMap<String, String>,
+        special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let mut env = Environment::new();
+        let mut syntax = SyntaxConfig::builder();
+        syntax.trim_blocks(true).lstrip_blocks(true);
+        let syntax = syntax
+            .build()
+            .map_err(|e| template_error("Jinja syntax", e))?;
+        env.set_syntax(syntax);
+        env.set_auto_escape_callback(|_| AutoEscape::None);
+        env.set_formatter(python::formatter);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_filter("tojson", python::to_json);
+        env.add_filter(GENERATION_FILTER, mark_generation);
+        env.add_function("strftime_now", python::strftime_now);
+        env.add_function("raise_exception", raise_exception);
+        env.add_function("dict", |entries: Kwargs| Value::from(entries));
+
+        let mut has_generation = false;
+        for (name, source) in &sources {
+            let (rewritten, found) = rewrite_generation(source);
+            has_generation |= found;
+            env.add_template_owned(name.clone(), rewritten)
+                .map_err(|e| template_error("the chat template does not compile", e))?;
+        }
+        if !sources.contains_key(DEFAULT) {
+            let names: Vec<_> = sources.keys().map(String::as_str).collect();
+            return Err(Error::new(
+                ErrorKind::Template,
+                format!(
+                    "the tokenizer has chat templates named {} but none named \"default\"; give \
+                     the one to use as chat_template_path",
+                    names.join(", ")
+                ),
+            ));
+        }
+        Ok(Self {
+            env,
+            sources,
+            special_tokens,
+            has_generation,
+        })
+    }
+
+    /// Whether the template marks what the assistant says with `{% generation %}`.
+    pub fn has_generation(&self) -> bool {
+        self.has_generation
+    }
+
+    /// The text of the template (of the default one, when there are several).
+    pub fn source(&self) -> &str {
+        &self.sources[DEFAULT]
+    }
+
+    /// The conversation as text.
+    ///
+    /// Fails when the template raises; the message is the template's.
+    pub fn render(&self, conversation: &Conversation) -> Result<String> {
+        self.render_marked(conversation, None)
+    }
+
+    /// The conversation as text, and the bytes of it that the assistant says: what the
+    /// `{% generation %}` blocks wrote, or, for a template without them, what each assistant
+    /// message added to the conversation before it.
+    ///
+    /// The second way renders the conversation up to each assistant message, once with the
+    /// beginning of its turn and once with all of it. Where these are not prefixes of the whole
+    /// text (a template may render earlier turns differently once later ones exist), the spans
+    /// would be guesses, and the call fails. White space after the end of a turn is left out.
+    pub fn render_with_spans(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<(String, Vec<Range<usize>>)> {
+        let text = self.render(conversation)?;
+        let spans = match self.has_generation {
+            true => self.generation_spans(conversation, &text)?,
+            false => self.turn_spans(conversation, &text)?,
+        };
+        Ok((text, spans))
+    }
+
+    fn generation_spans(
+        &self,
+        conversation: &Conversation,
+        text: &str,
+    ) -> Result<Vec<Range<usize>>> {
+        let mut unused = ('\u{FDD0}'..='\u{FDEF}').filter(|&c| !text.contains(c));
+        let (Some(open), Some(close)) = (unused.next(), unused.next()) else {
+            return Err(Error::new(
+                ErrorKind::Template,
+                "the text holds every Unicode noncharacter of U+FDD0..U+FDEF; remove them from the \
+                 data, one pair is needed to mark what the assistant says",
+            ));
+        };
+        let marked = self.render_marked(conversation, Some([open, close]))?;
+        let broken = |what: &str| {
+            Error::new(
+                ErrorKind::Template,
+                format!("{{% generation %}} blocks of the chat template {what}"),
+            )
+        };
+        let mut spans = Vec::new();
+        let mut plain = String::with_capacity(text.len());
+        let mut start = None;
+        for c in marked.chars() {
+            if c == open {
+                if start.replace(plain.len()).is_some() {
+                    return Err(broken("lie inside one another"));
+                }
+            } else if c == close {
+                let start = start
+                    .take()
+                    .ok_or_else(|| broken("end before they begin"))?;
+                if start < plain.len() {
+                    spans.push(start..plain.len());
+                }
+            } else {
+                plain.push(c);
+            }
+        }
+        if start.is_some() {
+            return Err(broken("do not end"));
+        }
+        if plain != text {
+            return Err(broken(
+                "are edited by the template after they were rendered, so what the assistant says \
+                 cannot be told; print them directly",
+            ));
+        }
+        Ok(spans)
+    }
+
+    fn turn_spans(&self, conversation: &Conversation, text: &str) -> Result<Vec<Range<usize>>> {
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        let messages = conversation.messages;
+        for (i, message) in messages.iter().enumerate() {
+            if message.get("role").and_then(Json::as_str) != Some("assistant") {
+                continue;
+            }
+            let until = |end: usize, add_generation_prompt: bool| {
+                self.render(&Conversation {
+                    messages: &messages[..end],
+                    add_generation_prompt,
+                    ..*conversation
+                })
+            };
+            let spoken = until(i, true).and_then(|before| Ok((before, until(i + 1, false)?)));
+            let span = spoken.ok().and_then(|(before, after)| {
+                let end = after.trim_end().len();
+                let is_prefix = text.starts_with(&before) && text.starts_with(&after);
+                (is_prefix && before.len() <= end).then_some(before.len()..end)
+            });
+            let Some(span) = span.filter(|s| spans.last().is_none_or(|l| l.end <= s.start)) else {
+                return Err(Error::new(
+                    ErrorKind::Template,
+                    format!(
+                        "assistant_only_loss: the chat template has no {{% generation %}} blocks, \
+                         and what messages[{i}] adds to the text cannot be told, because the \
+                         template writes the beginning of a conversation differently once it goes \
+                         on. Put {{% generation %}} … {{% endgeneration %}} around the assistant's \
+                         words in a copy of the template and name it as chat_template_path, or \
+                         train on prompt and completion"
+                    ),
+                ));
+            };
+            spans.push(span);
+        }
+        Ok(spans.into_iter().filter(|s| !s.is_empty()).collect())
+    }
+
+    fn render_marked(
+        &self,
+        conversation: &Conversation,
+        markers: Option<[char; 2]>,
+    ) -> Result<String> {
+        if conversation.messages.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Template,
+                "a conversation needs at least one message",
+            ));
+        }
+        let tools = conversation.tools.filter(|t| !t.is_null());
+        let name = match tools.is_some() && self.sources.contains_key(TOOL_USE) {
+            true => TOOL_USE,
+            false => DEFAULT,
+        };
+        let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
+        for (name, token) in &self.special_tokens {
+            variables.insert(name, Value::from(token.as_str()));
+        }
+        variables.insert(
+            "messages",
+            conversation.messages.iter().map(message).collect(),
+        );
+        variables.insert("tools", tools.map_or(Value::from(()), python::value));
+        variables.insert("documents", Value::from(()));
+        variables.insert(
+            "add_generation_prompt",
+            Value::from(conversation.add_generation_prompt),
+        );
+        for (name, value) in conversation.variables.into_iter().flatten() {
+            variables.insert(name, python::value(value));
+        }
+        if let Some(markers) = markers {
+            variables.insert(MARKERS, Value::from(String::from_iter(markers)));
+        }
+        let template = self.env.get_template(name);
+        template
+            .and_then(|t| t.render(Value::from_pairs(variables)))
+            .map_err(|e| template_error("the chat template cannot render a conversation", e))
+    }
+
+    /// What decides what the template renders.
+    pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) {
+        for (name, source) in self.sources.iter().chain(&self.special_tokens) {
+            for part in [name, source] {
+                hasher.update(&(part.len() as u64).to_le_bytes());
+                hasher.update(part.as_bytes());
+            }
+        }
+    }
+}
+
+/// A message as transformers 5 hands it to a template: keys that are null are left out, and what a
+/// model thought is found under both names that templates use.
+fn message(json: &Json) -> Value {
+    let Json::Object(fields) = json else {
+        return python::value(json);
+    };
+    let present = || fields.iter().filter(|(_, v)| !v.is_null());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        .iter()
+        .find_map(|&name| fields.get(name).filter(|v| !v.is_null()));
+    let Some(reasoning) = reasoning.map(python::value) else {
+        return Value::from_pairs(present().map(|(k, v)| (k.as_str(), python::value(v))));
+    };
+    let thinking = [("thinking", reasoning.clone())].into_iter();
+    let rest = present().map(|(k, v)| (k.as_str(), python::value(v)));
+    let content = [("reasoning_content", reasoning)];
+    // Of equal keys the last counts.
+    Value::from_pairs(thinking.chain(rest).chain(content))
+}
+
+fn mark_generation(state: &State, said: String) -> String {
+    match state.lookup(MARKERS).as_ref().and_then(Value::as_str) {
+        Some(markers) => {
+            let mut markers = markers.chars();
+            let (open, close) = (markers.next(), markers.next());
+            let (open, close) = (open.unwrap_or_default(), close.unwrap_or_default());
+            format!("{open}{said}{close}")
+        }
+        None => said,
+    }
+}
+
+fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(
+        minijinja::ErrorKind::InvalidOperation,
+        format!("raised: {message}"),
+    ))
+}
+
+fn template_error(what: &str, e: minijinja::Error) -> Error {
+    Error::new(ErrorKind::Template, what).with_source(e)
+}
+
+/// The templates beside a tokenizer, by name.
+fn template_sources(folder: &Path, config: &Map<String, Json>) -> Result<BTreeMap<String, String>> {
+    let mut sources = BTreeMap::new();
+    match config.get("chat_template") {
+        None | Some(Json::Null) => {}
+        Some(Json::String(source)) => {
+            sources.insert(DEFAULT.to_string(), source.clone());
+        }
+        Some(Json::Array(named)) => {
+            for entry in named {
+                let text = |key: &str| entry.get(key).and_then(Json::as_str).map(str::to_string);
+                if let (Some(name), Some(source)) = (text("name"), text("template")) {
+                    sources.insert(name, source);
+                }
+            }
+        }
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::Template,
+                format!(
+                    "{}: chat_template must be a text or a list of {{name, template}}",
+                    folder.join("tokenizer_config.json").display()
+                ),
+            ));
+        }
+    }
+    let path = folder.join("chat_template.jinja");
+    match fs::read_to_string(&path) {
+        Ok(source) => {
+            sources.insert(DEFAULT.to_string(), source);
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io(path, e)),
+    }
+    Ok(sources)
+}
+
+/// Replaces the generation tags of a template; whether there were any.
+///
+/// The `with` block around the filter keeps what is set inside from being seen outside, as the
+/// original tag does.
+fn rewrite_generation(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut found = false;
+    let mut rest = source;
+    while let Some(at) = rest.find('{') {
+        let (before, tail) = rest.split_at(at);
+        out.push_str(before);
+        let end = match tail.as_bytes().get(1) {
+            Some(b'#') => tail.find("#}").map(|i| i + 2),
+            Some(b'{') => end_of_code(tail, "}}"),
+            Some(b'%') => end_of_code(tail, "%}"),
+            _ => Some(1),
+        };
+        // What does not end is an error that the compiler reports.
+        let (tag, after) = tail.split_at(end.unwrap_or(tail.len()));
+        rest = after;
+        match tag_name(tag) {
+            Some("generation") => {
+                found = true;
+                let (open, close) = tag_delimiters(tag);
+                out.push_str(&format!(
+                    "{open} with %}}{{% filter {GENERATION_FILTER} {close}"
+                ));
+            }
+            Some("endgeneration") => {
+                let (open, close) = tag_delimiters(tag);
+                out.push_str(&format!("{open} endfilter %}}{{% endwith {close}"));
+            }
+            Some("raw") => {
+                let length = end_of_raw(rest);
+                out.push_str(tag);
+                out.push_str(&rest[..length]);
+                rest = &rest[length..];
+            }
+            _ => out.push_str(tag),
+        }
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+/// Where an expression or tag that begins at 0 ends, past quoted texts.
+fn end_of_code(code: &str, end: &str) -> Option<usize> {
+    let bytes = code.as_bytes();
+    let mut i = 2;
+    let mut quote = None;
+    while i < bytes.len() {
+        match (quote, bytes[i]) {
+            (Some(_), b'\\') => i += 1,
+            (Some(q), b) if q == b => quote = None,
+            (None, b @ (b'"' | b'\'')) => quote = Some(b),
+            (None, _) if bytes[i..].starts_with(end.as_bytes()) => return Some(i + end.len()),
+            _ => {}
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The word of a tag that is nothing but a word.
+fn tag_name(tag: &str) -> Option<&str> {
+    let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
+    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
+    let inner = inner.strip_suffix(['-', '+']).unwrap_or(inner);
+    Some(inner.trim())
+}
+
+/// A tag's delimiters with their whitespace control.
+fn tag_delimiters(tag: &str) -> (&'static str, &'static str) {
+    let open = match tag.as_bytes().get(2) {
+        Some(b'-') => "{%-",
+        Some(b'+') => "{%+",
+        _ => "{%",
+    };
+    let close = match tag.as_bytes().get(tag.len().wrapping_sub(3)) {
+        Some(b'-') => "-%}",
+        Some(b'+') => "+%}",
+        _ => "%}",
+    };
+    (open, close)
+}
+
+/// Length of the text up to the tag that ends a raw block.
+fn end_of_raw(text: &str) -> usize {
+    let mut at = 0;
+    while let Some(i) = text[at..].find("{%") {
+        let start = at + i;
+        let end = text[start..].find("%}").map(|i| start + i + 2);
+        match end {
+            Some(end) if tag_name(&text[start..end]) == Some("endraw") => return start,
+            Some(_) => at = start + 2,
+            None => break,
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_generation_tags_are_rewritten() {
+        let same = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}\
+                    {% if generation %}{ % {%- set x = '%}' %}";
+        assert_eq!(rewrite_generation(same), (same.to_string(), false));
+        let (text, found) = rewrite_generation("a {%- generation -%} b {%endgeneration+%}");
+        assert!(found);
+        assert_eq!(
+            text,
+            "a {%- with %}{% filter sft_generation -%} b {% endfilter %}{% endwith +%}"
+        );
+    }
+}
