@@ -54,6 +54,27 @@ pub(super) struct RowIndex {
     pub supervised: u32,
     /// Number of the file.
     pub file: u32,
+    /// [`RowFlags`] as bits.
+    flags: u32,
+    reserved: u32,
+}
+
+/// What was noticed when a row was tokenised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RowFlags {
+    /// The tokens of the prompt alone are not how the whole row begins.
+    pub prompt_diverges: bool,
+    /// The end-of-sequence token is not among the supervised labels.
+    pub eos_untrained: bool,
+}
+
+impl RowIndex {
+    pub fn flags(&self) -> RowFlags {
+        RowFlags {
+            prompt_diverges: self.flags & 1 != 0,
+            eos_untrained: self.flags & 2 != 0,
+        }
+    }
 }
 
 const HEADER: usize = size_of::<Header>();
@@ -179,7 +200,14 @@ impl RowWriter {
     }
 
     /// Adds a row that came from `line` of file number `file`.
-    pub fn push(&mut self, ids: &[i32], labels: &[i32], file: u32, line: u64) -> Result<()> {
+    pub fn push(
+        &mut self,
+        ids: &[i32],
+        labels: &[i32],
+        file: u32,
+        line: u64,
+        flags: RowFlags,
+    ) -> Result<()> {
         let len = u32::try_from(ids.len())
             .map_err(|_| Error::new(ErrorKind::Data, "a row has more than 4294967295 tokens"))?;
         let first = labels.iter().position(|&l| l != IGNORE);
@@ -195,6 +223,8 @@ impl RowWriter {
             first_supervised: first.map_or(len, |i| i as u32),
             supervised: labels.iter().filter(|&&l| l != IGNORE).count() as u32,
             file,
+            flags: u32::from(flags.prompt_diverges) | u32::from(flags.eos_untrained) << 1,
+            reserved: 0,
         };
         self.write_tokens(ids)?;
         if row.labels != row.ids {

@@ -1,13 +1,17 @@
 //! Tokenised documents, and the rows that training sees: one document each, or packed.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Batch, IGNORE};
-use super::cache::{RowStore, RowWriter};
+use super::cache::{RowFlags, RowStore, RowWriter};
 use super::pack::{self, Packed, Packing};
+use super::prepare::{DataOptions, Preparation, Progress};
+use super::template::ChatTemplate;
+use super::tokenizer::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng::Stream;
 
@@ -72,6 +76,11 @@ pub struct DataReport {
     /// Documents without a supervised token, if need be after truncation. Without packing they are
     /// left out; a packed row keeps them.
     pub masked: Count,
+    /// Documents whose prompt alone has other tokens than the prompt at the beginning of the whole,
+    /// so that the model sees at inference what it was not trained on.
+    pub prompt_diverges: Count,
+    /// Documents that never train the end-of-sequence token: a model learns from it when to stop.
+    pub eos_untrained: Count,
     /// Whether the tokenised rows came from the cache.
     pub from_cache: bool,
 }
@@ -101,8 +110,29 @@ impl fmt::Display for DataReport {
             format!("truncated by {} tokens", self.truncated_tokens),
         )?;
         part(&self.empty, "empty".into())?;
-        part(&self.masked, "without a supervised token".into())
+        part(&self.masked, "without a supervised token".into())?;
+        part(
+            &self.prompt_diverges,
+            "whose prompt has other tokens alone than in the whole".into(),
+        )?;
+        part(
+            &self.eos_untrained,
+            "that never train the end-of-sequence token".into(),
+        )
     }
+}
+
+/// A token of a row as people see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreviewToken {
+    /// Its id.
+    pub id: i32,
+    /// What it adds to the text; a character of several tokens is with the last of them.
+    pub text: String,
+    /// Whether the loss counts it.
+    pub supervised: bool,
+    /// Whether a sequence begins with it.
+    pub starts_sequence: bool,
 }
 
 /// The part of a data set that is kept aside for evaluation.
@@ -128,6 +158,42 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Reads, tokenises and masks the rows of JSONL files, as the options say.
+    ///
+    /// `template` is needed when the rows are conversations. The error names file, line and key of a
+    /// row that does not fit.
+    pub fn open(
+        paths: &[PathBuf],
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+        options: &DataOptions,
+    ) -> Result<(Self, DataReport)> {
+        Self::open_with(paths, tokenizer, template, options, &mut |_| true)
+    }
+
+    /// Like [`Dataset::open`]; `progress` is called now and then, and ends it by returning false
+    /// (the error's kind is [`ErrorKind::Cancelled`]).
+    pub fn open_with(
+        paths: &[PathBuf],
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+        options: &DataOptions,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<(Self, DataReport)> {
+        let preparation = Preparation {
+            paths,
+            tokenizer,
+            template,
+            options,
+        };
+        check_rows(&options.rows)?;
+        let (store, from_cache) = preparation.run(progress)?;
+        let files = paths.iter().map(|p| p.display().to_string()).collect();
+        let (dataset, mut report) = Self::from_store(store, files, options.rows)?;
+        report.from_cache = from_cache;
+        Ok((dataset, report))
+    }
+
     /// A dataset of ready documents: `(ids, labels)` each, as a host may make them.
     ///
     /// Fails when ids and labels differ in number, or packing has no `max_length`.
@@ -147,7 +213,7 @@ impl Dataset {
                     ),
                 ));
             }
-            writer.push(ids, labels, 0, i as u64 + 1)?;
+            writer.push(ids, labels, 0, i as u64 + 1, RowFlags::default())?;
         }
         Self::from_store(writer.finish()?, Vec::new(), options)
     }
@@ -175,21 +241,8 @@ impl Dataset {
         options: RowOptions,
     ) -> Result<(Self, DataReport)> {
         let read: Arc<[u32]> = read.into();
-        let limit = match (options.max_length, options.packing) {
-            (Some(0), _) => {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    "max_length must be at least 1",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    "packing needs max_length, the length of a packed row",
-                ));
-            }
-            (limit, _) => limit.unwrap_or(usize::MAX),
-        };
+        check_rows(&options)?;
+        let limit = options.max_length.unwrap_or(usize::MAX);
         let cuts = !matches!(options.packing, Some(Packing::BfdSplit | Packing::Wrapped));
 
         let mut report = DataReport::default();
@@ -208,6 +261,12 @@ impl Dataset {
             let kept = if cuts { len.min(limit) } else { len };
             if row.first_supervised as usize >= kept {
                 report.masked.add(row.line);
+            }
+            if row.flags().prompt_diverges {
+                report.prompt_diverges.add(row.line);
+            }
+            if row.flags().eos_untrained {
+                report.eos_untrained.add(row.line);
             }
         }
         let (documents, packed) = match options.packing {
@@ -325,6 +384,28 @@ impl Dataset {
         })
     }
 
+    /// Row `index` token by token, for people to look at.
+    pub fn preview(&self, index: usize, tokenizer: &Tokenizer) -> Result<Vec<PreviewToken>> {
+        let mut batch = Batch::default();
+        self.push_row(index, &mut batch);
+        let mut tokens = Vec::with_capacity(batch.tokens.len());
+        for sequence in batch.sequences() {
+            let mut stream = tokenizer.stream(false);
+            for i in sequence.clone() {
+                tokens.push(PreviewToken {
+                    id: batch.tokens[i],
+                    text: stream.push(batch.tokens[i])?.unwrap_or_default(),
+                    supervised: i > sequence.start && batch.labels[i] != IGNORE,
+                    starts_sequence: i == sequence.start,
+                });
+            }
+            if let (Some(rest), Some(last)) = (stream.finish()?, tokens.last_mut()) {
+                last.text.push_str(&rest);
+            }
+        }
+        Ok(tokens)
+    }
+
     /// Splits into (training, validation): disjoint, together everything, drawn by `seed`. Both keep
     /// the order of the file; `validation` says how the rows of the second are made.
     ///
@@ -403,6 +484,16 @@ impl Dataset {
         };
         (0..self.documents.len()).map(count).sum()
     }
+}
+
+/// Fails before any work is done when the options contradict themselves.
+fn check_rows(options: &RowOptions) -> Result<()> {
+    let message = match (options.max_length, options.packing) {
+        (Some(0), _) => "max_length must be at least 1",
+        (None, Some(_)) => "packing needs max_length, the length of a packed row",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Config, message))
 }
 
 /// The random stream that draws the validation split, apart from those of training.
