@@ -4,7 +4,10 @@
 mod console;
 mod curve;
 mod init;
+mod init_model;
 mod overrides;
+mod progress;
+mod replay;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,10 @@ struct Cli {
 enum Command {
     /// Write a configuration with every key explained
     Init(init::Args),
+    /// Make a new model with seeded random weights and a tokenizer
+    InitModel(init_model::Args),
+    /// Run stop rules over a recorded log
+    Replay(replay::Args),
 }
 
 /// Commands that take the keys of the configuration as flags.
@@ -77,6 +84,8 @@ fn run(args: Vec<String>) -> Result<ExitCode, Error> {
     };
     match cli.command {
         Command::Init(args) => init::run(&args),
+        Command::InitModel(args) => init_model::run(args),
+        Command::Replay(args) => replay::run(&args),
     }
 }
 
