@@ -3,6 +3,7 @@
 pub mod config;
 pub mod data;
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod io;
 pub mod memory;

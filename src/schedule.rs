@@ -52,6 +52,15 @@ impl ScheduleKind {
         ScheduleKind::WarmupStableDecay,
     ];
 
+    /// Whether the rate depends on the total number of updates.
+    pub const fn needs_total(self) -> bool {
+        let fixed = matches!(
+            self,
+            ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup | ScheduleKind::InverseSqrt
+        );
+        !fixed
+    }
+
     /// The `lr_scheduler_type` of this kind.
     pub const fn name(self) -> &'static str {
         match self {

@@ -154,6 +154,18 @@ impl Loader {
             .div_ceil(self.options.gradient_accumulation_steps)
     }
 
+    /// Epochs done after `updates` updates, as [`Update::epoch`] says it.
+    pub fn epochs_after(&self, updates: u64) -> f64 {
+        let Some(last) = updates.checked_sub(1) else {
+            return 0.0;
+        };
+        let per_epoch = self.updates_per_epoch() as u64;
+        let micro_batches = self.micro_batches_per_epoch();
+        let accumulate = self.options.gradient_accumulation_steps;
+        let done = ((last % per_epoch) as usize + 1) * accumulate;
+        (last / per_epoch) as f64 + done.min(micro_batches) as f64 / micro_batches as f64
+    }
+
     /// The position of the next update.
     pub fn position(&self) -> Position {
         self.position

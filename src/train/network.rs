@@ -130,10 +130,10 @@ impl<B: Backend> Network<B> {
         Ok(())
     }
 
-    /// Copies one tensor's weights to the host: `to` has the tensor's length.
-    pub fn read_weight(&mut self, param: &Param, to: &mut [f32]) {
-        self.backend
-            .download(param_region(self.layout.weights, param), to);
+    /// Copies elements of one tensor's weights, from `start` on, to the host.
+    pub fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) {
+        let tensor = param_region(self.layout.weights, param);
+        self.backend.download(tensor.slice(start, to.len()), to);
     }
 
     /// Copies one tensor's accumulated gradient to the host.
@@ -245,17 +245,35 @@ impl<B: Backend> Network<B> {
         }
     }
 
+    /// Whether a micro-batch is well formed and fits in the plan.
+    ///
+    /// # Errors
+    /// `Batch` naming what is wrong.
+    pub fn check_batch(&self, batch: &Batch) -> Result<()> {
+        batch.validate(self.spec.vocab_size)?;
+        let longest = batch.sequences().map(|s| s.len()).max().unwrap_or(0);
+        let checks = [
+            ("a micro-batch", batch.tokens.len(), self.work.tokens),
+            ("a sequence", longest, self.work.sequence_length),
+        ];
+        for (what, is, planned) in checks {
+            if is > planned {
+                let message = format!("{what} of {is} tokens, but memory is planned for {planned}");
+                return Err(Error::new(ErrorKind::Batch, message));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks a micro-batch and copies its indices to the device.
     pub(super) fn upload(&mut self, batch: &Batch) -> Result<Uploaded> {
-        batch.validate(self.spec.vocab_size)?;
+        self.check_batch(batch)?;
         let host = &mut self.host;
         host.positions.clear();
         host.seq_starts.clear();
         host.rows.clear();
         host.targets.clear();
-        let mut longest = 0;
         for sequence in batch.sequences() {
-            longest = longest.max(sequence.len());
             host.positions.extend(0..sequence.len() as i32);
             host.seq_starts.push(sequence.start as i32);
             for t in sequence.start..sequence.end - 1 {
@@ -266,22 +284,6 @@ impl<B: Backend> Network<B> {
             }
         }
         host.seq_starts.push(batch.tokens.len() as i32);
-        let too_large = |what: &str, is: usize, planned: usize| {
-            Error::new(
-                ErrorKind::Batch,
-                format!("{what} of {is} tokens, but the memory plan holds {planned}"),
-            )
-        };
-        if batch.tokens.len() > self.work.tokens {
-            return Err(too_large(
-                "a micro-batch",
-                batch.tokens.len(),
-                self.work.tokens,
-            ));
-        }
-        if longest > self.work.sequence_length {
-            return Err(too_large("a sequence", longest, self.work.sequence_length));
-        }
         let layout = &self.layout;
         let up = Uploaded {
             tokens: batch.tokens.len(),

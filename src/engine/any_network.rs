@@ -1,0 +1,88 @@
+//! The session's door to a [`Network`] on any backend: static dispatch below, one virtual call an
+//! operation of the session above.
+
+use crate::data::Batch;
+use crate::error::Result;
+use crate::memory::MemoryPlan;
+use crate::model::{ModelSpec, Param, ParamTable};
+use crate::ops::{Backend, ClipStats};
+use crate::train::{AdamWOptions, LossSums, Network};
+
+/// Reads one tensor's numbers.
+pub(super) type ReadTensor<'a> = dyn FnMut(&Param, &mut [f32]) -> Result<()> + 'a;
+
+/// A [`Network`] whose backend is not known.
+pub(super) trait AnyNetwork: Send {
+    fn spec(&self) -> &ModelSpec;
+    fn table(&self) -> &ParamTable;
+    fn plan(&self) -> &MemoryPlan;
+    fn device(&self) -> String;
+    fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()>;
+    fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]);
+    fn check_batch(&self, batch: &Batch) -> Result<()>;
+    fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<()>;
+    fn forward_loss(&mut self, batch: &Batch) -> Result<()>;
+    fn take_sums(&mut self) -> LossSums;
+    fn update(&mut self, options: &AdamWOptions, learning_rate: f64) -> ClipStats;
+    fn zero_gradients(&mut self);
+    fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>>;
+    fn decode(&mut self, token: i32, position: usize) -> Result<Vec<f32>>;
+}
+
+impl<B: Backend> AnyNetwork for Network<B> {
+    fn spec(&self) -> &ModelSpec {
+        Network::spec(self)
+    }
+
+    fn table(&self) -> &ParamTable {
+        Network::table(self)
+    }
+
+    fn plan(&self) -> &MemoryPlan {
+        Network::plan(self)
+    }
+
+    fn device(&self) -> String {
+        Network::device(self)
+    }
+
+    fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()> {
+        Network::load_weights(self, read)
+    }
+
+    fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) {
+        Network::read_weight(self, param, start, to);
+    }
+
+    fn check_batch(&self, batch: &Batch) -> Result<()> {
+        Network::check_batch(self, batch)
+    }
+
+    fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<()> {
+        Network::forward_backward(self, batch, scale)
+    }
+
+    fn forward_loss(&mut self, batch: &Batch) -> Result<()> {
+        Network::forward_loss(self, batch)
+    }
+
+    fn take_sums(&mut self) -> LossSums {
+        Network::take_sums(self)
+    }
+
+    fn update(&mut self, options: &AdamWOptions, learning_rate: f64) -> ClipStats {
+        Network::update(self, options, learning_rate)
+    }
+
+    fn zero_gradients(&mut self) {
+        Network::zero_gradients(self);
+    }
+
+    fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>> {
+        Network::prefill(self, prompt)
+    }
+
+    fn decode(&mut self, token: i32, position: usize) -> Result<Vec<f32>> {
+        Network::decode(self, token, position)
+    }
+}

@@ -1,0 +1,18 @@
+//! The life of a run. [`Session::step`] is the one path that advances a run: the command line, the C
+//! ABI, every binding and every test go through it.
+
+mod any_network;
+mod evaluate;
+mod generate;
+mod hooks;
+mod journal;
+mod prepare;
+mod run_files;
+mod session;
+
+pub use evaluate::evaluate_model;
+pub use generate::{Generator, SamplingOptions};
+pub use hooks::{Canceller, Hooks, LogLevel};
+pub use journal::log_row;
+pub use prepare::{open_tokenizer, plan};
+pub use session::{Export, Session};

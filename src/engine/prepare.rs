@@ -1,0 +1,287 @@
+//! From a configuration to what a session is made of: the model on a device, the datasets, the
+//! workload that the memory is planned for.
+
+use super::any_network::AnyNetwork;
+use super::hooks::{Canceller, Hooks};
+use crate::config::{Config, Device, PackingStrategy, SamplingStrategy};
+use crate::data::{
+    ChatTemplate, DataOptions, DataReport, Dataset, Loader, LoaderOptions, Order, Packing,
+    RowOptions, Split, Tokenizer, ValidationSize,
+};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::io::WeightFiles;
+use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
+use crate::model::{ModelSpec, ParamTable};
+use crate::ops::Cpu;
+use crate::train::Network;
+use std::path::{Path, PathBuf};
+
+/// The tokenizer of the model folder and its chat template, with the configuration's overrides.
+///
+/// # Errors
+/// `Tokenizer` and `Template` as those of [`Tokenizer::open`] and [`ChatTemplate::open`].
+pub fn open_tokenizer(config: &Config) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    let mut tokenizer = Tokenizer::open(model_folder(config)?)?;
+    if let Some(token) = &config.eos_token {
+        tokenizer = tokenizer.with_eos_token(token)?;
+    }
+    let template = match &config.chat_template_path {
+        Some(path) => Some(ChatTemplate::open(path, &tokenizer)?),
+        None => ChatTemplate::of(&tokenizer)?,
+    };
+    Ok((tokenizer, template))
+}
+
+/// The memory plan of a run, without touching a device. Reads the model's `config.json` and, where
+/// the configuration names data, the rows' lengths.
+///
+/// # Errors
+/// Those of [`Session::start`](super::Session::start) for the same parts.
+pub fn plan(config: &Config) -> Result<MemoryPlan> {
+    config.validate()?;
+    let spec = ModelSpec::from_dir(model_folder(config)?)?;
+    let data = open_data(config, &spec, &mut Hooks::default())?;
+    let work = training_workload(config, &spec, &data)?;
+    let table = ParamTable::new(&spec);
+    Ok(NetworkLayout::new(&spec, &table, &work).plan)
+}
+
+pub(super) fn model_folder(config: &Config) -> Result<&Path> {
+    config.model_name_or_path.as_deref().ok_or_else(|| {
+        let message = "model_name_or_path: missing: name the folder of the model";
+        Error::new(ErrorKind::Config, message)
+    })
+}
+
+/// What a run trains and evaluates on.
+pub(super) struct Data {
+    /// None when the host feeds its own batches.
+    pub loader: Option<Loader>,
+    pub eval: Option<Dataset>,
+    pub train_report: Option<DataReport>,
+    pub eval_report: Option<DataReport>,
+}
+
+/// Opens, tokenises and splits the rows that the configuration names.
+pub(super) fn open_data(config: &Config, spec: &ModelSpec, hooks: &mut Hooks) -> Result<Data> {
+    let mut data = Data {
+        loader: None,
+        eval: None,
+        train_report: None,
+        eval_report: None,
+    };
+    if config.dataset_name.is_none() && config.eval_dataset_name.is_none() {
+        return Ok(data);
+    }
+    let (tokenizer, template) = open_tokenizer(config)?;
+    let open = Opener {
+        config,
+        spec,
+        tokenizer,
+        template,
+    };
+    if let Some(path) = &config.dataset_name {
+        let file = split_file(path, &config.dataset_train_split, Split::Train)?
+            .expect("a training split is required");
+        let (mut dataset, mut report) = open.dataset(&file, config.packing, &hooks.canceller)?;
+        if let Some(size) = config.val_size {
+            let size = match size.0 < 1.0 {
+                true => ValidationSize::Fraction(size.0),
+                false => ValidationSize::Count(size.0 as usize),
+            };
+            let rows = open.rows(config.eval_packing.unwrap_or(config.packing));
+            let train;
+            (train, (data.eval, data.eval_report)) = {
+                let (train, (eval, report)) = dataset.split(size, data_seed(config), rows)?;
+                (train, (Some(eval), Some(report)))
+            };
+            let from_cache = report.from_cache;
+            (dataset, report) = train;
+            report.from_cache = from_cache;
+        }
+        hooks.info(format!("{}: {report}", file.display()));
+        warn_of_losses(&report, hooks);
+        let loader =
+            Loader::new(dataset, loader_options(config)).context(|| file.display().to_string())?;
+        (data.loader, data.train_report) = (Some(loader), Some(report));
+    }
+    if data.eval.is_none() {
+        let named = match (&config.eval_dataset_name, &config.dataset_name) {
+            (Some(path), _) | (None, Some(path)) => {
+                split_file(path, &config.dataset_test_split, Split::Validation)?
+                    .filter(|file| Some(file) != config.dataset_name.as_ref())
+            }
+            (None, None) => None,
+        };
+        if let Some(file) = named {
+            let packing = config.eval_packing.unwrap_or(config.packing);
+            let (dataset, report) = open.dataset(&file, packing, &hooks.canceller)?;
+            hooks.info(format!("{}: {report}", file.display()));
+            if dataset.is_empty() {
+                let message = format!("{}: no row to evaluate on: {report}", file.display());
+                return Err(Error::new(ErrorKind::Data, message));
+            }
+            (data.eval, data.eval_report) = (Some(dataset), Some(report));
+        }
+    }
+    Ok(data)
+}
+
+/// The file of one split: `path` itself, or in a folder the file named after the split.
+fn split_file(path: &Path, name: &str, split: Split) -> Result<Option<PathBuf>> {
+    let named = path.join(format!("{name}.jsonl"));
+    match named.is_file() {
+        true => Ok(Some(named)),
+        false => split.file(path),
+    }
+}
+
+fn warn_of_losses(report: &DataReport, hooks: &mut Hooks) {
+    let lost = report.truncated.rows + report.empty.rows + report.masked.rows;
+    if lost > 0 {
+        hooks.warning(format!("some rows were cut or left out: {report}"));
+    }
+}
+
+struct Opener<'a> {
+    config: &'a Config,
+    spec: &'a ModelSpec,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl Opener<'_> {
+    fn rows(&self, packing: bool) -> RowOptions {
+        let strategy = match self.config.packing_strategy {
+            PackingStrategy::Bfd => Packing::Bfd,
+            PackingStrategy::BfdSplit => Packing::BfdSplit,
+            PackingStrategy::Wrapped => Packing::Wrapped,
+        };
+        RowOptions {
+            max_length: self.config.max_length,
+            packing: packing.then_some(strategy),
+        }
+    }
+
+    fn dataset(
+        &self,
+        file: &Path,
+        packing: bool,
+        canceller: &Canceller,
+    ) -> Result<(Dataset, DataReport)> {
+        let config = self.config;
+        let options = DataOptions {
+            dataset_text_field: config.dataset_text_field.clone(),
+            completion_only_loss: config.completion_only_loss,
+            assistant_only_loss: config.assistant_only_loss,
+            vocab_size: Some(self.spec.vocab_size),
+            rows: self.rows(packing),
+            cache_dir: config.cache_dir.clone(),
+            ..DataOptions::default()
+        };
+        let files = [file.to_path_buf()];
+        let template = self.template.as_ref();
+        let go_on = &mut |_| !canceller.is_cancelled();
+        // Tokenising uses the threads that it is given here, and no others.
+        let threads = config.dataset_num_proc.or(config.threads).unwrap_or(0);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| {
+            Error::new(ErrorKind::Device, "cannot start the tokenising threads").with_source(e)
+        })?;
+        pool.install(|| Dataset::open_with(&files, &self.tokenizer, template, &options, go_on))
+    }
+}
+
+fn data_seed(config: &Config) -> u64 {
+    config.data_seed.unwrap_or(config.seed)
+}
+
+fn loader_options(config: &Config) -> LoaderOptions {
+    LoaderOptions {
+        per_device_train_batch_size: config.per_device_train_batch_size,
+        gradient_accumulation_steps: config.gradient_accumulation_steps,
+        order: match config.train_sampling_strategy {
+            SamplingStrategy::Random => Order::Random,
+            SamplingStrategy::Sequential => Order::Sequential,
+            SamplingStrategy::GroupByLength => Order::GroupByLength,
+        },
+        seed: data_seed(config),
+        ..LoaderOptions::default()
+    }
+}
+
+/// The largest amounts that a training run will ask for: exact where the rows are known, else as
+/// large as the configuration allows a host to feed.
+pub(super) fn training_workload(
+    config: &Config,
+    spec: &ModelSpec,
+    data: &Data,
+) -> Result<Workload> {
+    let (mut tokens, mut sequence_length) = match &data.loader {
+        Some(loader) => (
+            loader.max_micro_batch_tokens(),
+            loader.max_sequence_length(),
+        ),
+        None => {
+            let longest = config.max_length.ok_or_else(|| {
+                let message = "max_length: null is not possible when the host feeds the batches; \
+                               set the longest sequence that it will feed";
+                Error::new(ErrorKind::Config, message)
+            })?;
+            (longest * config.per_device_train_batch_size, longest)
+        }
+    };
+    if let Some(eval) = &data.eval {
+        tokens = tokens.max(largest_eval_batch(eval, config.per_device_eval_batch_size));
+        sequence_length = sequence_length.max(eval.max_sequence_length());
+    }
+    let recompute = config.gradient_checkpointing;
+    let accumulated = tokens.saturating_mul(config.gradient_accumulation_steps);
+    Ok(Workload {
+        purpose: Purpose::Train { recompute },
+        tokens,
+        sequence_length,
+        stats: accumulated.min(1 << 18).max(tokens),
+        head_rows: Workload::head_rows_for(spec.vocab_size, tokens),
+    })
+}
+
+pub(super) fn largest_eval_batch(dataset: &Dataset, rows: usize) -> usize {
+    let lengths: Vec<usize> = dataset.lengths().collect();
+    lengths
+        .chunks(rows.max(1))
+        .map(|chunk| chunk.iter().sum())
+        .max()
+        .unwrap_or(0)
+}
+
+/// Plans and allocates a network on the configured device and loads the model's weights.
+pub(super) fn open_network(
+    config: &Config,
+    spec: ModelSpec,
+    work: Workload,
+    hooks: &mut Hooks,
+) -> Result<Box<dyn AnyNetwork>> {
+    let folder = model_folder(config)?;
+    let files = WeightFiles::open(folder)?;
+    let table = ParamTable::new(&spec);
+    let backend = match config.device {
+        Device::Auto | Device::Cpu => Cpu::new(config.threads.unwrap_or(0))?,
+        Device::Cuda(_) => {
+            let message = format!("device: {} is not in this build; use `cpu`", config.device);
+            return Err(Error::new(ErrorKind::Device, message));
+        }
+    };
+    let mut network: Box<dyn AnyNetwork> = Box::new(Network::new(backend, spec, table, work)?);
+    network.load_weights(&mut |param, values| {
+        hooks.canceller.check("loading the model")?;
+        files.read_f32(&param.name, &param.shape, values)
+    })?;
+    hooks.info(format!(
+        "{}: {} parameters on {}",
+        folder.display(),
+        network.table().num_parameters(),
+        network.device()
+    ));
+    Ok(network)
+}

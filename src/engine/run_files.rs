@@ -1,0 +1,66 @@
+//! What a run leaves on disk: `output_dir` with the log, `checkpoint-N` folders and the model.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+
+/// The files of a run in its output folder.
+pub(super) struct RunFiles {
+    folder: PathBuf,
+    /// Steps of the checkpoints that this run wrote and that are still there, oldest first.
+    checkpoints: Vec<u64>,
+}
+
+impl RunFiles {
+    /// Claims `folder` for a run. One that already holds a model or a run's log is refused unless
+    /// `overwrite`, so that nothing that was saved before is lost by accident.
+    pub fn claim(folder: &Path, overwrite: bool) -> Result<Self> {
+        let holds = ["config.json", "model.safetensors", "train_log.jsonl"];
+        let found = holds.iter().find(|name| folder.join(name).exists());
+        if let (Some(name), false) = (found, overwrite) {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!(
+                    "output_dir: {} already holds {name}; name another folder, or set \
+                     overwrite_output_dir: true",
+                    folder.display()
+                ),
+            ));
+        }
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            checkpoints: Vec::new(),
+        })
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of the checkpoint of `step`.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("checkpoint-{step}"))
+    }
+
+    pub fn has_checkpoint(&self, step: u64) -> bool {
+        self.checkpoints.contains(&step)
+    }
+
+    /// Notes a checkpoint that was written, and deletes the oldest ones beyond `limit`; the one just
+    /// written and that of `best` are never deleted.
+    pub fn wrote(&mut self, step: u64, limit: Option<usize>, best: Option<u64>) -> Result<()> {
+        self.checkpoints.retain(|&s| s != step);
+        self.checkpoints.push(step);
+        let Some(limit) = limit else { return Ok(()) };
+        while self.checkpoints.len() > limit.max(1) {
+            let spare = |s: &u64| *s != step && Some(*s) != best;
+            let Some(oldest) = self.checkpoints.iter().position(spare) else {
+                break;
+            };
+            let folder = self.checkpoint(self.checkpoints[oldest]);
+            std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            self.checkpoints.remove(oldest);
+        }
+        Ok(())
+    }
+}
