@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use sft::dtype::DType;
-use sft::io::WeightFiles;
+use sft::io::{AtomicFolder, TensorMeta, WeightFiles, write_safetensors};
 use sft::model::families::{FAMILIES, read_json_object};
 use sft::model::{
     GenerationDefaults, InitOptions, ModelSpec, ParamTable, init_model, load_weights,
@@ -527,6 +527,59 @@ fn every_fixture_loads_whole_and_its_gaps_are_zero() {
         }
         assert!(weights.iter().all(|&x| x == 0.0), "{name}");
     }
+}
+
+#[test]
+fn tensors_that_the_model_does_not_use_are_reported_and_missing_ones_refused() {
+    let dir = TempDir::new().unwrap();
+    let dest = dir.path().join("model");
+    let write = |names: &[String], spec: &ModelSpec| {
+        let shapes: std::collections::HashMap<_, _> = ParamTable::new(spec)
+            .params
+            .into_iter()
+            .map(|p| (p.name, p.shape))
+            .collect();
+        let tensors: Vec<_> = names
+            .iter()
+            .map(|name| TensorMeta {
+                name: name.clone(),
+                shape: shapes.get(name).cloned().unwrap_or(vec![2]),
+            })
+            .collect();
+        let mut folder = AtomicFolder::create(&dest).unwrap();
+        write_safetensors(
+            &mut folder,
+            "model",
+            &tensors,
+            DType::BF16,
+            u64::MAX,
+            |_, _, chunk| {
+                chunk.fill(1.0);
+                Ok(())
+            },
+        )
+        .unwrap();
+        folder.replace().unwrap();
+    };
+    let spec = spec_with(json!({ "tie_word_embeddings": true })).unwrap();
+    let table = ParamTable::new(&spec);
+    let mut weights = vec![0.0; table.len];
+    let mut names: Vec<_> = table.params.iter().map(|p| p.name.clone()).collect();
+    let extra = [
+        "lm_head.weight",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+    ];
+    names.extend(extra.map(str::to_owned));
+    write(&names, &spec);
+    assert_eq!(load_weights(&dest, &table, &mut weights).unwrap(), extra);
+    names.retain(|n| n != "model.layers.1.mlp.up_proj.weight");
+    write(&names, &spec);
+    let missing = load_weights(&dest, &table, &mut weights);
+    assert_error(
+        missing,
+        ErrorKind::Tensor,
+        &["model.layers.1.mlp.up_proj.weight", "missing"],
+    );
 }
 
 #[test]

@@ -122,20 +122,23 @@ impl AtomicFolder {
         }
         let parent = parent_of(&destination);
         fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, e))?;
+        let inside = destination.is_dir() && is_mount_point(&destination, &parent);
+        Self::stage(destination, inside)
+    }
+
+    /// `destination` is absent or a folder, and its parent exists.
+    fn stage(destination: PathBuf, inside: bool) -> Result<Self> {
         let name = staging_name(&destination)?;
-        let beside = match destination.is_dir() && is_mount_point(&destination, &parent) {
-            true => Err(std::io::Error::from(std::io::ErrorKind::CrossesDevices)),
-            false => fs::create_dir(parent.join(&name)),
+        let folder = match inside {
+            true => destination.clone(),
+            false => parent_of(&destination),
         };
-        let (staging, inside) = match beside {
-            Ok(()) => (parent.join(&name), false),
-            Err(_) if destination.is_dir() => {
-                let staging = destination.join(&name);
-                fs::create_dir(&staging).map_err(|e| Error::io(&destination, e))?;
-                (staging, true)
-            }
+        let staging = folder.join(name);
+        match fs::create_dir(&staging) {
+            Ok(()) => {}
+            Err(_) if !inside && destination.is_dir() => return Self::stage(destination, true),
             Err(e) => return Err(Error::io(&destination, e)),
-        };
+        }
         let lock = File::open(&staging).map_err(|e| Error::io(&staging, e))?;
         // Not every file system can lock; the price is a leftover that stays.
         let _ = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
@@ -432,6 +435,25 @@ mod tests {
         assert!(error.to_string().contains("model/b"), "{error}");
         assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "old");
         assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[test]
+    fn a_folder_staged_inside_its_destination_replaces_the_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = folder_with(dir.path(), "model", "old");
+        fs::write(path.join("b"), "old").unwrap();
+        let stage = || AtomicFolder::stage(path.clone(), true).unwrap();
+
+        let mut abandoned = stage();
+        abandoned.write("a", b"half").unwrap();
+        drop(abandoned);
+        assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "old");
+
+        let mut folder = stage();
+        folder.write("a", b"new").unwrap();
+        folder.replace().unwrap();
+        assert_eq!(names(&path), ["a"]);
+        assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "new");
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub struct ModelSpec {
 /// Rotary position embedding: the angle of pair `i` at position `p` is `p · inv_freq[i]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
-    /// Inverse frequencies after scaling, `(head_dim / 2)`, computed in f64 and rounded as the peer
-    /// rounds them (float32).
+    /// Inverse frequencies after scaling, `(head_dim / 2)`, in the float32 arithmetic of
+    /// transformers.
     pub inv_freq: Vec<f32>,
 }
 
