@@ -2,6 +2,7 @@
 
 use super::metric::{Direction, Metric};
 use super::smoothing::{MAX_WINDOW, Smoothing};
+use crate::suggest::did_you_mean;
 use crate::{Error, ErrorKind, Result};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -341,8 +342,9 @@ fn config_error(path: &str, message: impl std::fmt::Display) -> Error {
 }
 
 fn unknown_key(path: &str, key: &str, known: &[&str]) -> Error {
+    let hint = did_you_mean(key, known.iter().copied());
     let message = format!(
-        "{path}: unknown key `{key}`; known are {}",
+        "{path}: unknown key `{key}`{hint} (known: {})",
         known.join(", ")
     );
     Error::new(ErrorKind::UnknownKey, message)
@@ -382,7 +384,8 @@ impl Rule {
             ));
         };
         let Some((kind, keys)) = KINDS.into_iter().find(|(name, _)| kind == *name) else {
-            let message = format!("{kind} is no rule; known are {names}");
+            let hint = did_you_mean(kind.as_str().unwrap_or(""), KINDS.map(|(name, _)| name));
+            let message = format!("{kind} is no rule{hint} (known: {names})");
             return Err(config_error(&format!("{path}.rule"), message));
         };
         if let Some(key) = map.keys().find(|key| !keys.contains(&key.as_str())) {
@@ -571,14 +574,18 @@ fn check_smoothing(smoothing: Smoothing, path: &str) -> Result<()> {
 }
 
 impl StopConfig {
-    /// Reads a list of rules, as the `stop` key holds it, and validates them.
+    /// Reads a list of rules, as the `stop` key holds it, and validates them; null is an empty list.
     ///
     /// # Errors
     /// [`ErrorKind::UnknownKey`] or [`ErrorKind::Config`], with a key path such as `stop[1].patience`.
     pub fn from_value(value: Value) -> Result<Self> {
-        let Value::Array(items) = value else {
-            let message = "expected a list of rules such as [{rule: budget, max_seconds: 60}]";
-            return Err(config_error("stop", message));
+        let items = match value {
+            Value::Null => Vec::new(),
+            Value::Array(items) => items,
+            _ => {
+                let message = "expected a list of rules such as [{rule: budget, max_seconds: 60}]";
+                return Err(config_error("stop", message));
+            }
         };
         let paths = (0..items.len()).map(|i| format!("stop[{i}]"));
         let rules = items

@@ -110,9 +110,9 @@ impl RuleState {
             }
             Rule::NonFinite(rule) => {
                 let (loss, norm) = (o.raw_train_loss(), o.metric(&Metric::GradNorm));
-                self.current = Some(Number(loss.or(norm)?));
-                let broken = [loss, norm].into_iter().flatten().any(|x| !x.is_finite());
-                self.count(broken, rule.patience);
+                let broken = [loss, norm].into_iter().flatten().find(|x| !x.is_finite());
+                self.current = Some(Number(broken.or(loss).or(norm)?));
+                self.count(broken.is_some(), rule.patience);
                 (self.counter >= rule.patience).then_some(StopReason::NonFinite)
             }
             Rule::Divergence(rule) => {
