@@ -77,10 +77,12 @@ impl CrossEntropy for Cpu {
                 .zip(labels)
                 .for_each(|((stats, logits), &label)| {
                     vectorised(|| {
-                        let (row, lse) = forward_row(logits, label as usize);
+                        let (row, [top, log_total]) = forward_row(logits, label as usize);
                         stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
+                        // lse = top + log_total, subtracted one by one: their sum would round to
+                        // the precision of the largest logit.
                         for z in logits.iter_mut() {
-                            *z = scale * exp(*z - lse);
+                            *z = scale * exp((*z - top) - log_total);
                         }
                         logits[label as usize] -= scale;
                     });
@@ -89,12 +91,15 @@ impl CrossEntropy for Cpu {
     }
 }
 
-/// The statistics of one position, and its lse.
+/// The statistics of one position, and its lse as the sum of the largest logit and the rest.
 #[inline(always)]
-fn forward_row(logits: &[f32], label: usize) -> (TokenStats, f32) {
+fn forward_row(logits: &[f32], label: usize) -> (TokenStats, [f32; 2]) {
     let top = max(logits);
     let total = sum2(logits, logits, |z, _| exp(z - top));
-    let weighted = sum2(logits, logits, |z, _| exp(z - top) * (z - top));
+    // A logit of −∞ has p = 0 and no part in the entropy: 0 times a finite number, not 0 · ∞.
+    let weighted = sum2(logits, logits, |z, _| {
+        exp(z - top) * (z - top).max(f32::MIN)
+    });
     let log_total = total.ln();
     let z = logits[label];
     let correct = z == top && !logits[..label].contains(&top);
@@ -103,5 +108,5 @@ fn forward_row(logits: &[f32], label: usize) -> (TokenStats, f32) {
         entropy: log_total - weighted / total,
         correct: f32::from(u8::from(correct)),
     };
-    (stats, top + log_total)
+    (stats, [top, log_total])
 }

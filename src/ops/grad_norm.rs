@@ -15,7 +15,7 @@ pub struct ClipStats {
     pub norm: f32,
     /// What the optimizer multiplies the gradient by.
     pub scale: f32,
-    /// 1 when the norm is finite; 0 makes the optimizer leave everything as it is.
+    /// 1 when the norm is finite as a float32; 0 makes the optimizer leave everything as it is.
     pub finite: f32,
 }
 
@@ -57,7 +57,7 @@ impl GradNorm for Cpu {
         } else {
             1.0
         };
-        let finite = f32::from(u8::from(norm.is_finite()));
+        let finite = f32::from(u8::from((norm as f32).is_finite()));
         clip.copy_from_slice(&[norm as f32, scale as f32, finite]);
     }
 }

@@ -1,0 +1,369 @@
+use crate::harness::*;
+use sft::ops::AttentionShape;
+use std::ops::Range;
+
+struct Case {
+    shape: AttentionShape,
+    /// First row of each sequence, and the number of tokens.
+    starts: Vec<i32>,
+    qkv: Vec<f32>,
+    dout: Vec<f32>,
+}
+
+struct Outputs {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    dqkv: Vec<f32>,
+}
+
+fn case([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>, lengths: &[usize]) -> Case {
+    let shape = AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+    };
+    let mut starts = vec![0];
+    for &length in lengths {
+        starts.push(starts[starts.len() - 1] + length as i32);
+    }
+    let tokens = lengths.iter().sum::<usize>();
+    Case {
+        shape,
+        starts,
+        qkv: normals(1, tokens * shape.qkv_size()),
+        dout: normals(2, tokens * shape.q_size()),
+    }
+}
+
+/// Nothing, one token, lengths around the block of 64 queries, groups of 3, a head of 80, windows
+/// of 1, 2, a block, and more than the sequence; sequences without tokens.
+fn cases() -> Vec<Case> {
+    vec![
+        case([3, 1, 4], None, &[]),
+        case([3, 1, 4], None, &[0]),
+        case([1, 1, 1], None, &[1]),
+        case([3, 1, 4], None, &[63, 1, 65, 64]),
+        case([2, 1, 3], None, &[129]),
+        case([2, 2, 80], None, &[5, 1, 7]),
+        case([6, 2, 16], Some(1), &[3, 37]),
+        case([3, 1, 8], Some(2), &[64, 5]),
+        case([3, 3, 4], Some(64), &[129, 63]),
+        case([3, 1, 4], Some(17), &[0, 131, 0, 2]),
+        case([2, 1, 8], Some(1000), &[31]),
+    ]
+}
+
+impl Case {
+    fn tokens(&self) -> usize {
+        self.starts[self.starts.len() - 1] as usize
+    }
+
+    /// The case of some rows as one sequence.
+    fn alone(&self, rows: Range<usize>) -> Case {
+        let part = |x: &[f32], width: usize| x[rows.start * width..rows.end * width].to_vec();
+        Case {
+            shape: self.shape,
+            starts: vec![0, rows.len() as i32],
+            qkv: part(&self.qkv, self.shape.qkv_size()),
+            dout: part(&self.dout, self.shape.q_size()),
+        }
+    }
+
+    /// Calls with each row and the rows that it sees: from its sequence's start or the window's, up
+    /// to itself.
+    fn for_each_row(&self, mut f: impl FnMut(usize, Range<usize>)) {
+        for sequence in self.starts.windows(2) {
+            for i in sequence[0] as usize..sequence[1] as usize {
+                let window = self.shape.window.unwrap_or(usize::MAX);
+                let first = (sequence[0] as usize).max((i + 1).saturating_sub(window));
+                f(i, first..i + 1);
+            }
+        }
+    }
+
+    /// Where row t of a query head starts in qkv, and of the key and the value that it meets.
+    fn columns(&self, t: usize, head: usize) -> [Range<usize>; 3] {
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_dim: d,
+            ..
+        } = self.shape;
+        let kv_head = head / (heads / kv_heads);
+        [head, heads + kv_head, heads + kv_heads + kv_head].map(|column| {
+            let start = (t * (heads + 2 * kv_heads) + column) * d;
+            start..start + d
+        })
+    }
+}
+
+fn run<B: Device>(backend: B, case: &Case) -> Outputs {
+    let mut memory = Memory::new(backend);
+    let starts = memory.put_indices(&case.starts);
+    let (qkv, dout) = (memory.put(&case.qkv), memory.put(&case.dout));
+    let out = memory.garbage(case.dout.len());
+    let lse = memory.garbage(case.shape.heads * case.tokens());
+    let dqkv = memory.garbage(case.qkv.len());
+    memory
+        .backend
+        .attention_forward(case.shape, starts, qkv, out, lse);
+    memory
+        .backend
+        .attention_backward(case.shape, starts, qkv, out, lse, dout, dqkv);
+    Outputs {
+        out: memory.get(out),
+        lse: memory.get(lse),
+        dqkv: memory.get(dqkv),
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn dot_of_sizes(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum()
+}
+
+/// out `(T, heads·head_dim)` and lse `(heads, T)`.
+fn reference(case: &Case, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let AttentionShape {
+        heads, head_dim: d, ..
+    } = case.shape;
+    let mut out = vec![0.0; case.tokens() * heads * d];
+    let mut lse = vec![0.0; heads * case.tokens()];
+    for head in 0..heads {
+        case.for_each_row(|i, seen| {
+            let q = &qkv[case.columns(i, head)[0].clone()];
+            let score = |j: usize| {
+                let [_, k, _] = case.columns(j, head);
+                dot(q, &qkv[k]) / (d as f64).sqrt()
+            };
+            let scores: Vec<f64> = seen.clone().map(score).collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            lse[head * case.tokens() + i] = top + total.ln();
+            let out = &mut out[(i * heads + head) * d..][..d];
+            for (score, j) in scores.iter().zip(seen) {
+                let [_, _, v] = case.columns(j, head);
+                let p = (score - top).exp() / total;
+                out.iter_mut().zip(&qkv[v]).for_each(|(o, v)| *o += p * v);
+            }
+        });
+    }
+    (out, lse)
+}
+
+/// Absolute errors that float32 may show.
+struct Bounds {
+    out: Vec<f64>,
+    lse: Vec<f64>,
+    dqkv: Vec<f64>,
+}
+
+/// Walks through the formulas once more with absolute values.
+///
+/// A score errs by ε = (roundings of a sum of head_dim, and 3 of the products and the scale) · U ·
+/// s Σ|q k|. The exponential turns absolute errors of its argument into relative ones.
+fn bounds(case: &Case) -> Bounds {
+    let AttentionShape {
+        heads, head_dim: d, ..
+    } = case.shape;
+    let (qkv, dout) = (wide(&case.qkv), wide(&case.dout));
+    let (_, lse) = reference(case, &qkv);
+    let s = 1.0 / (d as f64).sqrt();
+    let of_d = sum_roundings(d);
+    let mut bounds = Bounds {
+        out: vec![0.0; dout.len()],
+        lse: vec![0.0; lse.len()],
+        dqkv: vec![0.0; qkv.len()],
+    };
+    // Sums over the queries of a key: those of the whole group.
+    let of_queries = sum_roundings(case.tokens() * heads);
+    for head in 0..heads {
+        case.for_each_row(|i, seen| {
+            let of_keys = sum_roundings(seen.len());
+            let [q_columns, ..] = case.columns(i, head);
+            let q = &qkv[q_columns.clone()];
+            let lse = lse[head * case.tokens() + i];
+            let score = |j: usize| dot(q, &qkv[case.columns(j, head)[1].clone()]) * s;
+            let p = |j: usize| (score(j) - lse).exp();
+            // ε of the worst score, in units of U; and the largest exponent.
+            let (mut epsilon, mut exponent) = (0.0f64, 0.0f64);
+            for j in seen.clone() {
+                let sizes = dot_of_sizes(q, &qkv[case.columns(j, head)[1].clone()]) * s;
+                epsilon = epsilon.max((of_d + 3.0) * sizes);
+                exponent = exponent.max(lse - score(j));
+            }
+            // lse = top + ln Σ e^(s − top): the differences, 2 ulp of the exponential, the sum, an
+            // ulp of ln, the sum with top.
+            let ln_total = (seen.len() as f64).ln();
+            let of_lse = epsilon + exponent + 4.0 + of_keys + 2.0 * ln_total + lse.abs();
+            bounds.lse[head * case.tokens() + i] = U * of_lse;
+            // P relative to itself: its own exponential and the total's, or lse; 4 for 1/Σ and so on.
+            let of_p = epsilon + exponent + 4.0 + of_lse + 4.0;
+
+            let mut out_terms = vec![0.0; d];
+            for j in seen.clone() {
+                let v = &qkv[case.columns(j, head)[2].clone()];
+                out_terms
+                    .iter_mut()
+                    .zip(v)
+                    .for_each(|(o, v)| *o += p(j) * v.abs());
+            }
+            let dout = &dout[(i * heads + head) * d..][..d];
+            for (bound, terms) in bounds.out[(i * heads + head) * d..]
+                .iter_mut()
+                .zip(&out_terms)
+            {
+                *bound = U * (of_p + of_keys + 1.0) * terms;
+            }
+            // dS = P (dP − δ), where |dP| + |δ| is at most Σ|dO V| + Σ|dO| Σ P|V|.
+            let delta = dot_of_sizes(dout, &out_terms);
+            let of_ds = of_p + (of_p + of_keys + 1.0) + of_d + 4.0;
+            for j in seen {
+                let [_, k, v] = case.columns(j, head);
+                let ds = p(j) * (dot_of_sizes(dout, &qkv[v.clone()]) + delta);
+                for c in 0..d {
+                    let (key, query) = (qkv[k.start + c].abs(), q[c].abs());
+                    bounds.dqkv[q_columns.start + c] += U * (of_ds + of_keys + 3.0) * s * ds * key;
+                    bounds.dqkv[k.start + c] += U * (of_ds + of_queries + 3.0) * s * ds * query;
+                    bounds.dqkv[v.start + c] +=
+                        U * (of_p + of_queries + 1.0) * p(j) * dout[c].abs();
+                }
+            }
+        });
+    }
+    bounds
+}
+
+fn forward_agrees_with_the_reference<B: Device>() {
+    for case in cases() {
+        let outputs = run(B::with_threads(2), &case);
+        let (out, lse) = reference(&case, &wide(&case.qkv));
+        let bounds = bounds(&case);
+        assert_within("out", &outputs.out, &out, |i| bounds.out[i]);
+        assert_within("lse", &outputs.lse, &lse, |i| bounds.lse[i]);
+    }
+}
+
+fn backward_agrees_with_finite_differences<B: Device>() {
+    for case in cases() {
+        let Outputs { dqkv, .. } = run(B::with_threads(2), &case);
+        let bounds = bounds(&case);
+        assert_gradient(
+            "dqkv",
+            &dqkv,
+            &vec![0.0; dqkv.len()],
+            &case.qkv,
+            |qkv| weigh(&case.dout, &reference(&case, qkv).0),
+            |i| bounds.dqkv[i],
+        );
+    }
+}
+
+/// Scores of ±10⁴ make a hard choice, not an overflow.
+fn huge_scores_stay_finite<B: Device>() {
+    let mut case = case([2, 1, 8], None, &[70, 3]);
+    for row in case.qkv.chunks_mut(case.shape.qkv_size()) {
+        row[..24].iter_mut().for_each(|x| *x *= 100.0);
+    }
+    let outputs = run(B::with_threads(2), &case);
+    let (out, lse) = reference(&case, &wide(&case.qkv));
+    assert!(lse.iter().any(|&lse| lse > 1e4));
+    let bounds = bounds(&case);
+    assert_within("out", &outputs.out, &out, |i| bounds.out[i]);
+    assert_within("lse", &outputs.lse, &lse, |i| bounds.lse[i]);
+    assert!(outputs.dqkv.iter().all(|g| g.is_finite()));
+}
+
+/// What stands before and behind a sequence does not show in its bits, forward or backward.
+fn a_packed_sequence_has_the_bits_of_one_alone<B: Device>() {
+    for window in [None, Some(33)] {
+        let packed = case([6, 2, 20], window, &[7, 129, 1, 65]);
+        let all = run(B::with_threads(2), &packed);
+        let (q, row) = (packed.shape.q_size(), packed.shape.qkv_size());
+        for starts in packed.starts.windows(2) {
+            let rows = starts[0] as usize..starts[1] as usize;
+            let one = run(B::with_threads(2), &packed.alone(rows.clone()));
+            let (a, b) = (rows.start, rows.end);
+            assert_eq!(bits(&one.out), bits(&all.out[a * q..b * q]), "out {rows:?}");
+            assert_eq!(
+                bits(&one.dqkv),
+                bits(&all.dqkv[a * row..b * row]),
+                "dqkv {rows:?}"
+            );
+            for head in 0..packed.shape.heads {
+                let all = &all.lse[head * packed.tokens()..][rows.clone()];
+                let one = &one.lse[head * rows.len()..][..rows.len()];
+                assert_eq!(bits(one), bits(all), "lse {rows:?}");
+            }
+        }
+    }
+}
+
+/// Row by row, with a cache that grows.
+fn decode_agrees_with_the_last_row<B: Device>() {
+    for (heads, window, length) in [
+        ([1, 1, 1], None, 1),
+        ([3, 1, 8], None, 70),
+        ([4, 4, 80], None, 5),
+        ([6, 2, 16], Some(1), 9),
+        ([6, 2, 16], Some(2), 9),
+        ([3, 1, 20], Some(64), 131),
+        ([3, 1, 4], Some(1000), 131),
+    ] {
+        let case = case(heads, window, &[length]);
+        let shape = case.shape;
+        let (q, row) = (shape.q_size(), shape.qkv_size());
+        let expected = run(B::with_threads(2), &case).out;
+        let mut memory = Memory::new(B::with_threads(2));
+        // A longer cache than there are tokens: its rest is not to be read.
+        let cache = memory.garbage((length + 3) * 2 * shape.kv_size());
+        for (t, qkv) in case.qkv.chunks(row).enumerate() {
+            let slot = cache.slice(t * 2 * shape.kv_size(), 2 * shape.kv_size());
+            memory.backend.upload(slot, &qkv[q..]);
+            if t % 13 == 0 || t + 1 == length {
+                let (qkv, out) = (memory.put(qkv), memory.garbage(q));
+                memory.backend.attention_decode(shape, t, qkv, cache, out);
+                let expected = wide(&expected[t * q..][..q]);
+                // Both are float32 roundings of numbers below 4.
+                assert_within("out", &memory.get(out), &expected, |_| 1e-6);
+            }
+        }
+    }
+}
+
+fn threads_do_not_change_bits<B: Device>() {
+    for window in [None, Some(50)] {
+        let case = case([6, 2, 20], window, &[131, 1, 67, 200]);
+        assert_same_bits(|backend: B| {
+            let outputs = run(backend, &case);
+            vec![outputs.out, outputs.lse, outputs.dqkv]
+        });
+    }
+    let case = case([6, 2, 20], None, &[100]);
+    assert_same_bits(|backend: B| {
+        let mut memory = Memory::new(backend);
+        let q = case.shape.q_size();
+        let rows = case.qkv.chunks(case.shape.qkv_size());
+        let cache: Vec<f32> = rows.flat_map(|row| row[q..].to_vec()).collect();
+        let last = case.qkv.len() - case.shape.qkv_size();
+        let (qkv, cache) = (memory.put(&case.qkv[last..]), memory.put(&cache));
+        let out = memory.garbage(q);
+        memory
+            .backend
+            .attention_decode(case.shape, 99, qkv, cache, out);
+        vec![memory.get(out)]
+    });
+}
+
+on_every_backend!(
+    forward_agrees_with_the_reference,
+    backward_agrees_with_finite_differences,
+    huge_scores_stay_finite,
+    a_packed_sequence_has_the_bits_of_one_alone,
+    decode_agrees_with_the_last_row,
+    threads_do_not_change_bits,
+);
