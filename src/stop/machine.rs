@@ -2,136 +2,13 @@
 
 use super::config::{Budget, NonFiniteRule, Reference, Rule, StopConfig};
 use super::metric::{Direction, Metric};
+use super::observation::Observation;
 use super::rules::{Best, BestTracker, RuleState};
 use super::smoothing::Smoothing;
+use super::status::{RuleStatus, budget_status};
 use crate::Result;
-use crate::report::{EvalReport, StepReport, StopReason};
+use crate::report::StopReason;
 use serde::{Deserialize, Serialize};
-use std::fmt;
-
-/// What became known at one step: the numbers of an update, of an evaluation, of the host, together
-/// or one after another. The numbers are the true ones; nothing is filtered.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Observation<'a> {
-    /// Updates done; 0 for an evaluation before the first.
-    pub step: u64,
-    /// Epochs done, as a fraction.
-    pub epoch: f64,
-    /// Input tokens of the run so far.
-    pub tokens: u64,
-    /// Wall time of the run so far, in seconds. Ranks of one run must pass the same number.
-    pub seconds: f64,
-    /// The update, if this observation brings one.
-    pub train: Option<TrainMetrics>,
-    /// The evaluation, if this observation brings one.
-    pub eval: Option<EvalMetrics>,
-    /// Numbers that the host feeds. A built-in metric's name stands for that metric where `train` and
-    /// `eval` do not have it, so a host may evaluate by itself.
-    pub host: &'a [(String, f64)],
-}
-
-/// The numbers of an update.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TrainMetrics {
-    /// Token-weighted loss, in nats.
-    pub loss: f64,
-    /// L2 norm of the gradient before clipping, if it was computed.
-    pub grad_norm: Option<f64>,
-    /// Fraction of the supervised tokens that the model would have chosen itself.
-    pub token_accuracy: Option<f64>,
-    /// Supervised tokens. With none the loss is an empty sum: no rule looks at it.
-    pub supervised_tokens: u64,
-}
-
-/// The numbers of an evaluation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EvalMetrics {
-    /// Token-weighted loss, in nats.
-    pub loss: f64,
-    /// Fraction of the supervised tokens that the model would have chosen itself.
-    pub token_accuracy: Option<f64>,
-}
-
-impl From<&StepReport> for TrainMetrics {
-    fn from(report: &StepReport) -> Self {
-        Self {
-            loss: report.loss,
-            grad_norm: Some(report.grad_norm),
-            token_accuracy: Some(report.token_accuracy),
-            supervised_tokens: report.supervised_tokens,
-        }
-    }
-}
-
-impl From<&EvalReport> for EvalMetrics {
-    fn from(report: &EvalReport) -> Self {
-        Self {
-            loss: report.loss,
-            token_accuracy: Some(report.token_accuracy),
-        }
-    }
-}
-
-impl Observation<'_> {
-    /// The value of `metric` here, if it was observed.
-    ///
-    /// The loss and accuracy of an update whose loss or gradient norm is not finite are NaN: such an
-    /// update reaches no target, even where something logged its loss as 0.
-    pub fn metric(&self, metric: &Metric) -> Option<f64> {
-        let train = self.train.filter(|train| train.supervised_tokens > 0);
-        let sound = |x: f64| if self.is_broken() { f64::NAN } else { x };
-        match metric {
-            Metric::TrainLoss => self.raw_train_loss().map(sound),
-            Metric::TokenAccuracy => {
-                let own = train.and_then(|train| train.token_accuracy);
-                own.or_else(|| self.host(metric.name())).map(sound)
-            }
-            Metric::GradNorm => {
-                let own = train.and_then(|train| train.grad_norm);
-                own.or_else(|| self.host(metric.name()))
-            }
-            Metric::EvalLoss => self
-                .eval
-                .map(|e| e.loss)
-                .or_else(|| self.host(metric.name())),
-            Metric::EvalTokenAccuracy => {
-                let own = self.eval.and_then(|eval| eval.token_accuracy);
-                own.or_else(|| self.host(metric.name()))
-            }
-            Metric::Host(name) => self.host(name).or_else(|| {
-                let prefixed = |key: &str| key.strip_prefix("eval_") == Some(name);
-                self.host
-                    .iter()
-                    .rev()
-                    .find(|(key, _)| prefixed(key))
-                    .map(|(_, x)| *x)
-            }),
-        }
-    }
-
-    /// The training loss exactly as it was observed.
-    pub(super) fn raw_train_loss(&self) -> Option<f64> {
-        let own = self
-            .train
-            .filter(|train| train.supervised_tokens > 0)
-            .map(|train| train.loss);
-        own.or_else(|| self.host(Metric::TrainLoss.name()))
-    }
-
-    fn is_broken(&self) -> bool {
-        let numbers = [self.raw_train_loss(), self.metric(&Metric::GradNorm)];
-        numbers.into_iter().flatten().any(|x| !x.is_finite())
-    }
-
-    /// What the host fed under `name`; the last one counts.
-    fn host(&self, name: &str) -> Option<f64> {
-        self.host
-            .iter()
-            .rev()
-            .find(|(key, _)| key == name)
-            .map(|(_, x)| *x)
-    }
-}
 
 /// Why, when and by what a run was ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,11 +39,11 @@ pub struct StopMachine {
 }
 
 #[derive(Clone, Debug)]
-struct Slot {
+pub(super) struct Slot {
     /// Index in the configuration, none for the implied rule.
     index: Option<usize>,
-    rule: Rule,
-    state: RuleState,
+    pub rule: Rule,
+    pub state: RuleState,
 }
 
 #[derive(Clone, Debug)]
@@ -457,7 +334,7 @@ impl Watched {
 }
 
 impl Slot {
-    fn metric(&self) -> Option<&Metric> {
+    pub fn metric(&self) -> Option<&Metric> {
         match &self.rule {
             Rule::Target(rule) => Some(&rule.metric),
             Rule::Plateau(rule) => Some(&rule.metric),
@@ -467,7 +344,7 @@ impl Slot {
         }
     }
 
-    fn smoothing(&self) -> Smoothing {
+    pub fn smoothing(&self) -> Smoothing {
         match &self.rule {
             Rule::Target(rule) => rule.smoothing,
             Rule::Plateau(rule) => rule.smoothing,
@@ -477,7 +354,7 @@ impl Slot {
         }
     }
 
-    fn patience(&self) -> u64 {
+    pub fn patience(&self) -> u64 {
         match &self.rule {
             Rule::Target(rule) => rule.patience(),
             Rule::Plateau(rule) => rule.patience,
@@ -500,117 +377,5 @@ impl Slot {
             _ => {}
         }
         key
-    }
-
-    fn status(&self, now: &Observation<'_>) -> RuleStatus {
-        let state = &self.state;
-        let best = state.best.get().map(|best| best.value);
-        let smoothed = state.smoother.value.or(state.current);
-        let current = match self.smoothing() {
-            Smoothing::None => state.current,
-            _ => smoothed,
-        };
-        let (target, relation) = match &self.rule {
-            Rule::Budget(budget) => return budget_status("budget", budget, now),
-            Rule::Target(rule) => (
-                Some(rule.bound().0),
-                match rule.bound().1 {
-                    Direction::Minimize => "at most",
-                    Direction::Maximize => "at least",
-                },
-            ),
-            Rule::Plateau(_) => (best, "best"),
-            Rule::Divergence(rule) => (
-                best.map(|best| best + (rule.factor - 1.0) * best.abs()),
-                "bound",
-            ),
-            Rule::NonFinite(_) | Rule::Overfit(_) => (None, ""),
-        };
-        RuleStatus {
-            rule: self.rule.kind(),
-            metric: self.metric().map(|metric| metric.name().to_owned()),
-            counter: state.counter,
-            patience: self.patience(),
-            current: current.map(|value| value.0),
-            target,
-            relation,
-        }
-    }
-}
-
-/// The limit of a budget of which the largest part is used.
-fn budget_status(rule: &'static str, budget: &Budget, now: &Observation<'_>) -> RuleStatus {
-    let limits = [
-        ("steps", now.step as f64, budget.max_steps.map(|n| n as f64)),
-        ("epochs", now.epoch, budget.max_epochs),
-        (
-            "tokens",
-            now.tokens as f64,
-            budget.max_tokens.map(|n| n as f64),
-        ),
-        ("seconds", now.seconds, budget.max_seconds),
-    ];
-    let given = limits
-        .into_iter()
-        .filter_map(|(name, used, limit)| Some((name, used, limit?)));
-    let nearest = given.max_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)));
-    RuleStatus {
-        rule,
-        metric: nearest.map(|(name, ..)| name.to_owned()),
-        counter: 0,
-        patience: 0,
-        current: nearest.map(|(_, used, _)| used),
-        target: nearest.map(|(.., limit)| limit),
-        relation: "of",
-    }
-}
-
-/// Where a rule stands, for display: `plateau eval_loss 1.32 (best 1.31), 2/3`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RuleStatus {
-    /// The kind of rule.
-    pub rule: &'static str,
-    /// What it watches; for a budget the limit that is nearest.
-    pub metric: Option<String>,
-    /// Observations in a row that speak for stopping.
-    pub counter: u64,
-    /// How many it takes; 0 where that means nothing.
-    pub patience: u64,
-    /// The metric as the rule last saw it.
-    pub current: Option<f64>,
-    /// What `current` is held against: the bound of a target, divergence or budget, the best of a
-    /// plateau.
-    pub target: Option<f64>,
-    relation: &'static str,
-}
-
-impl fmt::Display for RuleStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.rule)?;
-        if let Some(metric) = &self.metric {
-            write!(f, " {metric}")?;
-        }
-        if let Some(current) = self.current {
-            write!(f, " {}", short(current))?;
-        }
-        if let Some(target) = self.target {
-            write!(f, " ({} {})", self.relation, short(target))?;
-        }
-        if self.patience > 0 {
-            write!(f, ", {}/{}", self.counter, self.patience)?;
-        }
-        Ok(())
-    }
-}
-
-/// Five significant digits at most, whole numbers as they are.
-fn short(x: f64) -> String {
-    if x.fract() == 0.0 && x.abs() < 1e15 {
-        format!("{x:.0}")
-    } else if !x.is_finite() || (1e-3..1e5).contains(&x.abs()) {
-        let digits = 4 - (x.abs().log10().floor() as i32).clamp(0, 4);
-        format!("{x:.*}", digits as usize)
-    } else {
-        format!("{x:.3e}")
     }
 }

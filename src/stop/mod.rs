@@ -22,17 +22,22 @@ mod config;
 mod machine;
 mod metric;
 mod number;
+mod observation;
+mod read;
 pub mod replay;
 mod rules;
 mod smoothing;
+mod status;
+mod validate;
 
 pub use config::{
     Budget, DivergenceRule, MinDelta, NonFiniteRule, OverfitRule, PlateauRule, Reference, Rule,
-    StopConfig, TargetRule, early_stopping,
+    StopConfig, TargetRule,
 };
-pub use machine::{
-    EvalMetrics, Observation, RuleStatus, StopMachine, StopState, TrainMetrics, Verdict,
-};
+pub use machine::{StopMachine, StopState, Verdict};
 pub use metric::{Direction, Metric};
+pub use observation::{EvalMetrics, Observation, TrainMetrics};
+pub use read::early_stopping;
 pub use rules::Best;
 pub use smoothing::Smoothing;
+pub use status::RuleStatus;

@@ -8,12 +8,14 @@
 //! words that Python writes.
 
 use super::config::{Budget, StopConfig};
-use super::machine::{Observation, StopMachine};
+use super::machine::StopMachine;
 use super::metric::Metric;
 use super::number::{Number, parse_non_finite};
+use super::observation::Observation;
 use crate::error::ResultExt;
 use crate::report::StopReason;
 use crate::{Error, ErrorKind, Result};
+use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -101,42 +103,86 @@ pub fn replay(rows: &[Row], config: &StopConfig) -> Result<Replay> {
     })
 }
 
-/// Reads a log.
+/// Reads a log: JSONL, a JSON list of rows, or a peer's `trainer_state.json` with its `log_history`.
 ///
 /// Blank lines and the summary rows at a run's end (`train_runtime`, `stop_reason`) are passed over.
 /// Where the steps go back, the run was resumed from an earlier checkpoint: the rows from that step on
 /// are dropped in favour of the new ones.
 ///
 /// # Errors
-/// [`ErrorKind::Data`] with the line: it is no object, has no usable `step`, or a metric is no number.
+/// [`ErrorKind::Data`] with the line (of a list, the row): it is no object, has no usable `step`, or a
+/// metric is no number.
 pub fn read_log(text: &str) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = Vec::new();
-    for (line, number) in text.lines().zip(1u64..) {
-        if line.trim().is_empty() {
-            continue;
+    let mut rows = Vec::new();
+    if let Some(list) = read_list(text)? {
+        for (object, number) in list.iter().zip(1u64..) {
+            let object = object
+                .as_object()
+                .ok_or_else(|| bad("not an object".into()));
+            take_in(
+                &mut rows,
+                object
+                    .and_then(read_row)
+                    .context(|| format!("row {number}"))?,
+            );
         }
-        let Some(row) = read_row(line).context(|| format!("line {number}"))? else {
-            continue;
-        };
-        if rows.last().is_some_and(|last| row.step < last.step) {
-            rows.truncate(rows.partition_point(|earlier| earlier.step < row.step));
+    } else {
+        for (line, number) in text.lines().zip(1u64..) {
+            if !line.trim().is_empty() {
+                let row = parse(line).and_then(|object| read_row(&object));
+                take_in(&mut rows, row.context(|| format!("line {number}"))?);
+            }
         }
-        rows.push(row);
     }
     Ok(rows)
 }
 
-/// Reads one line; `None` for a summary row or one that says nothing about metrics.
-fn read_row(line: &str) -> Result<Option<Row>> {
-    let bad = |message: String| Error::new(ErrorKind::Data, message);
-    let object: Map<String, Value> = serde_json::from_str(line)
-        .or_else(|first| serde_json::from_str(&quote_non_finite(line)).map_err(|_| first))
-        .map_err(|error| bad(format!("not a JSON object: {error}")))?;
+fn bad(message: String) -> Error {
+    Error::new(ErrorKind::Data, message)
+}
+
+/// Adds a row after those that it does not replace.
+fn take_in(rows: &mut Vec<Row>, row: Option<Row>) {
+    let Some(row) = row else { return };
+    if rows.last().is_some_and(|last| row.step < last.step) {
+        rows.truncate(rows.partition_point(|earlier| earlier.step < row.step));
+    }
+    rows.push(row);
+}
+
+/// The rows of a log that is one JSON value over several lines; `None` if it is lines.
+fn read_list(text: &str) -> Result<Option<Vec<Value>>> {
+    let text = text.trim();
+    let is_list = text.starts_with('[');
+    let is_pretty_object = text.lines().next().is_some_and(|first| first.trim() == "{");
+    if !(is_list || is_pretty_object) {
+        return Ok(None);
+    }
+    match parse(text)? {
+        Value::Array(rows) => Ok(Some(rows)),
+        mut value => match value.get_mut("log_history").map(Value::take) {
+            Some(Value::Array(rows)) => Ok(Some(rows)),
+            _ => Err(bad(
+                "one object over several lines needs a list `log_history`".into(),
+            )),
+        },
+    }
+}
+
+/// Parses JSON in which non-finite numbers may be bare words.
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text)
+        .or_else(|first| serde_json::from_str(&quote_non_finite(text)).map_err(|_| first))
+        .map_err(|error| bad(format!("not a JSON object: {error}")))
+}
+
+/// Reads one row; `None` for a summary row or one that says nothing about metrics.
+fn read_row(object: &Map<String, Value>) -> Result<Option<Row>> {
     if object.contains_key("train_runtime") || object.contains_key("stop_reason") {
         return Ok(None);
     }
     let mut row = Row::default();
-    for (key, value) in &object {
+    for (key, value) in object {
         let x = match value {
             Value::Number(x) => x.as_f64(),
             Value::String(text) => parse_non_finite(text),
@@ -162,9 +208,9 @@ fn read_row(line: &str) -> Result<Option<Row>> {
     if row.metrics.is_empty() {
         return Ok(None);
     }
-    let Some(step) = object.get("step") else {
-        return Err(bad("the key `step` is missing".into()));
-    };
+    let step = object
+        .get("step")
+        .ok_or_else(|| bad("the key `step` is missing".into()))?;
     row.step = step.as_u64().ok_or_else(|| {
         bad(format!(
             "`step` must be a whole number from 0, found {step}"

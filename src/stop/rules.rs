@@ -3,9 +3,9 @@
 use super::config::{
     Budget, DivergenceRule, MinDelta, OverfitRule, PlateauRule, Reference, Rule, TargetRule,
 };
-use super::machine::Observation;
 use super::metric::{Direction, Metric};
 use super::number::Number;
+use super::observation::Observation;
 use super::smoothing::Smoother;
 use crate::report::StopReason;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,7 @@ impl BestTracker {
 
 /// What a rule remembers between observations.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct RuleState {
     /// Observations in a row that speak for stopping; never above the patience.
     pub counter: u64,

@@ -99,7 +99,7 @@ fn a_file_may_be_a_list_or_one_rule_or_hold_the_peer_s_keys() {
     ] {
         assert_eq!(
             StopConfig::from_text(text).unwrap().rules,
-            [rule.clone()],
+            std::slice::from_ref(&rule),
             "{text}"
         );
     }

@@ -113,3 +113,36 @@ fn a_bad_line_is_named() {
         assert_eq!(error.kind(), ErrorKind::Data);
     }
 }
+
+#[test]
+fn a_peer_s_trainer_state_is_a_log_too() {
+    let state = r#"{
+  "best_metric": NaN,
+  "log_history": [
+    {"epoch": 0.5, "step": 1, "loss": 2.0, "grad_norm": 1.0},
+    {"epoch": 0.5, "step": 1, "eval_loss": 1.5},
+    {"epoch": 1.0, "step": 2, "eval_loss": NaN},
+    {"epoch": 1.0, "step": 2, "train_runtime": 9.0, "train_loss": 0.0}
+  ]
+}"#;
+    let history =
+        serde_json::json!([{"step": 1, "eval_loss": 1.5}, {"step": 2, "eval_loss": "nan"}]);
+    for log in [state.to_owned(), history.to_string()] {
+        assert_eq!(
+            line(&log, "[{rule: plateau, patience: 1}]"),
+            r#"{"stopped":true,"step":2,"reason":"plateau","best_step":1,"best_value":1.5,"counter":1}"#
+        );
+    }
+    for (bad, start) in [
+        ("[{\"step\": 1, \"loss\": 1}, 7]", "row 2: not an object"),
+        ("[{\"loss\": 1}]", "row 1: the key `step` is missing"),
+        (
+            "{\n\"step\": 1}",
+            "one object over several lines needs a list `log_history`",
+        ),
+        ("[{", "not a JSON object: "),
+    ] {
+        let error = read_log(bad).unwrap_err().to_string();
+        assert!(error.starts_with(start), "{bad}: {error}");
+    }
+}
