@@ -2,6 +2,8 @@
 
 #[path = "data/peer.rs"]
 mod peer;
+#[path = "data/templates.rs"]
+mod templates;
 
 use std::path::{Path, PathBuf};
 

@@ -3,6 +3,7 @@
 mod batch;
 mod cache;
 mod dataset;
+mod jinja;
 mod loader;
 mod mask;
 mod order;

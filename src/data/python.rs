@@ -1,4 +1,4 @@
-//! What chat templates expect of Python: `json.dumps`, the text of a number, `strftime`.
+//! What chat templates expect of Python: `json.dumps`, `str`, `strftime`.
 
 use std::fmt::Write;
 
@@ -158,11 +158,47 @@ impl JsonWriter {
 }
 
 /// Writes a value as Jinja2 does, which is `str(value)`.
-pub(super) fn formatter(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    if value.kind() == ValueKind::Number && !value.is_integer() {
-        return out.write_str(&number(value)).map_err(Error::from);
+pub(super) fn formatter(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) => out.write_str(text),
+        None => out.write_str(&text(value)),
     }
-    minijinja::escape_formatter(out, state, value)
+    .map_err(Error::from)
+}
+
+/// `str(value)`.
+pub(super) fn text(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::Undefined => String::new(),
+        ValueKind::String => value.as_str().unwrap_or_default().to_string(),
+        _ => repr(value),
+    }
+}
+
+/// `repr(value)`.
+fn repr(value: &Value) -> String {
+    let list = |value: &Value| -> Vec<String> {
+        let items = value.try_iter().into_iter().flatten();
+        items.map(|item| repr(&item)).collect()
+    };
+    match value.kind() {
+        ValueKind::Number => number(value),
+        ValueKind::String => format!("{value:?}"), // minijinja writes texts as Python does
+        ValueKind::Seq if value.is_tuple() => match list(value).as_slice() {
+            [one] => format!("({one},)"),
+            items => format!("({})", items.join(", ")),
+        },
+        ValueKind::Seq => format!("[{}]", list(value).join(", ")),
+        ValueKind::Map => {
+            let entry = |key: Value| {
+                let value = value.get_item(&key).unwrap_or_default();
+                format!("{}: {}", repr(&key), repr(&value))
+            };
+            let keys = value.try_iter().into_iter().flatten();
+            format!("{{{}}}", keys.map(entry).collect::<Vec<_>>().join(", "))
+        }
+        _ => value.to_string(),
+    }
 }
 
 /// `repr` of a number: the shortest digits that read back, an exponent from 1e16 and below 1e-4.
@@ -196,11 +232,24 @@ fn number(value: &Value) -> String {
 
 /// `datetime.now().strftime(format)`.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now()).map_err(|e| {
-        Error::new(
-            ErrorKind::InvalidOperation,
-            format!("strftime_now({format:?}): {e}"),
-        )
+    strftime(format, jiff::ZonedDateTime::now().datetime())
+}
+
+/// Like [`strftime_now`], always at one time.
+pub(super) fn strftime_at(
+    now: &str,
+) -> Result<impl Fn(&str) -> Result<String, Error> + Send + Sync + 'static, Error> {
+    let now: jiff::civil::DateTime = now.parse().map_err(|e| {
+        let message = format!("{now:?} is not a time such as 2026-03-14T15:09:26: {e}");
+        Error::new(ErrorKind::InvalidOperation, message)
+    })?;
+    Ok(move |format: &str| strftime(format, now))
+}
+
+fn strftime(format: &str, time: jiff::civil::DateTime) -> Result<String, Error> {
+    jiff::fmt::strtime::format(format, time).map_err(|e| {
+        let message = format!("strftime_now({format:?}): {e}");
+        Error::new(ErrorKind::InvalidOperation, message)
     })
 }
 

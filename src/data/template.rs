@@ -13,11 +13,10 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{AutoEscape, Environment, State, Value};
+use minijinja::{Environment, State, Value};
 use serde_json::{Map, Value as Json};
 
+use super::jinja;
 use super::python;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +42,8 @@ pub struct ChatTemplate {
     sources: BTreeMap<String, String>,
     special_tokens: BTreeMap<String, String>,
     has_generation: bool,
+    /// The time at which the clock stands still.
+    now: Option<String>,
 }
 
 const DEFAULT: &str = "default";
@@ -55,8 +56,27 @@ const MARKERS: &str = "__sft_markers";
 impl ChatTemplate {
     /// Compiles a template text; `tokenizer` provides `bos_token`, `eos_token` and so on.
     pub fn new(source: impl Into<String>, tokenizer: &Tokenizer) -> Result<Self> {
+        Self::with_special_tokens(source, tokenizer.special_tokens().clone())
+    }
+
+    /// Compiles a template text with the given `bos_token`, `eos_token` and so on.
+    pub fn with_special_tokens(
+        source: impl Into<String>,
+        special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self> {
         let sources = BTreeMap::from([(DEFAULT.to_string(), source.into())]);
-        Self::compile(sources, tokenizer.special_tokens().clone())
+        Self::compile(sources, special_tokens)
+    }
+
+    /// Stops the clock that templates read with `strftime_now`, at a local time such as
+    /// `2026-03-14T15:09:26`: a run whose template names the day then gives the same tokens on
+    /// every day.
+    pub fn with_now(mut self, now: &str) -> Result<Self> {
+        let strftime_now =
+            python::strftime_at(now).map_err(|e| template_error("the time for strftime_now", e))?;
+        self.env.add_function("strftime_now", strftime_now);
+        self.now = Some(now.to_string());
+        Ok(self)
     }
 
     /// The template that comes with the tokenizer: `chat_template.jinja`, else `chat_template` of
@@ -92,21 +112,8 @@ impl ChatTemplate {
         sources: BTreeMap<String, String>,
         special_tokens: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let mut env = Environment::new();
-        let mut syntax = SyntaxConfig::builder();
-        syntax.trim_blocks(true).lstrip_blocks(true);
-        let syntax = syntax
-            .build()
-            .map_err(|e| template_error("Jinja syntax", e))?;
-        env.set_syntax(syntax);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_formatter(python::formatter);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_filter("tojson", python::to_json);
+        let mut env = jinja::environment().map_err(|e| template_error("Jinja", e))?;
         env.add_filter(GENERATION_FILTER, mark_generation);
-        env.add_function("strftime_now", python::strftime_now);
-        env.add_function("raise_exception", raise_exception);
-        env.add_function("dict", |entries: Kwargs| Value::from(entries));
 
         let mut has_generation = false;
         for (name, source) in &sources {
@@ -131,6 +138,7 @@ impl ChatTemplate {
             sources,
             special_tokens,
             has_generation,
+            now: None,
         })
     }
 
@@ -158,7 +166,7 @@ impl ChatTemplate {
     /// The second way renders the conversation up to each assistant message, once with the
     /// beginning of its turn and once with all of it. Where these are not prefixes of the whole
     /// text (a template may render earlier turns differently once later ones exist), the spans
-    /// would be guesses, and the call fails. White space after the end of a turn is left out.
+    /// would be guesses, and the call fails.
     pub fn render_with_spans(
         &self,
         conversation: &Conversation,
@@ -238,9 +246,8 @@ impl ChatTemplate {
             };
             let spoken = until(i, true).and_then(|before| Ok((before, until(i + 1, false)?)));
             let span = spoken.ok().and_then(|(before, after)| {
-                let end = after.trim_end().len();
-                let is_prefix = text.starts_with(&before) && text.starts_with(&after);
-                (is_prefix && before.len() <= end).then_some(before.len()..end)
+                let is_prefix = text.starts_with(&after) && after.starts_with(&before);
+                is_prefix.then_some(before.len()..after.len())
             });
             let Some(span) = span.filter(|s| spans.last().is_none_or(|l| l.end <= s.start)) else {
                 return Err(Error::new(
@@ -304,6 +311,7 @@ impl ChatTemplate {
 
     /// What decides what the template renders.
     pub(super) fn hash_into(&self, hasher: &mut blake3::Hasher) {
+        hasher.update(self.now.as_deref().unwrap_or_default().as_bytes());
         for (name, source) in self.sources.iter().chain(&self.special_tokens) {
             for part in [name, source] {
                 hasher.update(&(part.len() as u64).to_le_bytes());
@@ -343,13 +351,6 @@ fn mark_generation(state: &State, said: String) -> String {
         }
         None => said,
     }
-}
-
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(
-        minijinja::ErrorKind::InvalidOperation,
-        format!("raised: {message}"),
-    ))
 }
 
 fn template_error(what: &str, e: minijinja::Error) -> Error {
@@ -393,14 +394,16 @@ fn template_sources(folder: &Path, config: &Map<String, Json>) -> Result<BTreeMa
     Ok(sources)
 }
 
-/// Replaces the generation tags of a template; whether there were any.
+/// Replaces the generation tags of a template; whether there were any. Line ends become `\n`, as
+/// Jinja2 makes them.
 ///
 /// The `with` block around the filter keeps what is set inside from being seen outside, as the
 /// original tag does.
 fn rewrite_generation(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
     let mut found = false;
-    let mut rest = source;
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut rest = source.as_str();
     while let Some(at) = rest.find('{') {
         let (before, tail) = rest.split_at(at);
         out.push_str(before);

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
-use sft::data::{Batch, DataOptions, Dataset, IGNORE, Packing, RowOptions, randperm};
+use sft::data::{Batch, DataOptions, Dataset, IGNORE, Packing, RowOptions, Tokenizer, randperm};
 
 use crate::{file, fixtures, template, tokenizer};
 
@@ -65,11 +65,14 @@ fn assert_rows(name: &str, dataset: &Dataset, prepared: &[Value]) {
 }
 
 fn open_rows(rows: &[Value], options: &DataOptions) -> sft::Result<Dataset> {
+    open_with(&tokenizer(), rows, options)
+}
+
+fn open_with(tokenizer: &Tokenizer, rows: &[Value], options: &DataOptions) -> sft::Result<Dataset> {
     let lines: String = rows.iter().map(|r| format!("{r}\n")).collect();
     let (_folder, path) = file(&lines);
-    let tokenizer = tokenizer();
-    let template = template(&tokenizer);
-    Dataset::open(&[path], &tokenizer, Some(&template), options).map(|(dataset, _)| dataset)
+    let template = template(tokenizer);
+    Dataset::open(&[path], tokenizer, Some(&template), options).map(|(dataset, _)| dataset)
 }
 
 /// The row that the peer's fixtures made of a line of GSM8K.
@@ -123,23 +126,59 @@ const DIFFERENT: [(&str, &str); 2] = [
     ),
 ];
 
-#[test]
-fn corner_cases_are_the_peer_s() {
-    let doc = read("tokens/llama-tiny.corners.json");
+fn assert_corners(tokenizer: &Tokenizer, cases: &Value) -> usize {
     let mut compared = 0;
-    for case in doc["cases"].as_array().expect("cases") {
+    for case in cases.as_array().expect("cases") {
         let name = case["name"].as_str().expect("a text");
         if DIFFERENT.iter().any(|(n, _)| *n == name) {
             continue;
         }
         let rows = case["rows"].as_array().expect("rows");
-        let dataset = open_rows(rows, &options(&case["config"]));
+        let dataset = open_with(tokenizer, rows, &options(&case["config"]));
         let dataset = dataset.unwrap_or_else(|e| panic!("{name}: {e}"));
         let prepared = case.get("prepared").and_then(Value::as_array);
         assert_rows(name, &dataset, prepared.expect("the peer takes it"));
         compared += 1;
     }
-    assert!(compared >= 30, "only {compared} cases were found");
+    compared
+}
+
+#[test]
+fn corner_cases_are_the_peer_s() {
+    let doc = read("tokens/llama-tiny.corners.json");
+    assert!(assert_corners(&tokenizer(), &doc["cases"]) >= 30);
+}
+
+#[test]
+fn other_kinds_of_tokenizer_are_the_peer_s() {
+    let lines = fs::read_to_string(fixtures().join("data/gsm8k_train_small.jsonl")).expect("data");
+    for kind in ["bos-regex", "byte-fallback"] {
+        let tokenizer = Tokenizer::open(fixtures().join("tokenizers").join(kind));
+        let tokenizer = tokenizer.expect("the fixture's tokenizer");
+        let doc = read(&format!("tokens/{kind}.corners.json"));
+        for entry in doc["texts"].as_array().expect("texts") {
+            let text = entry["text"].as_str().expect("a text");
+            let ids = |special| tokenizer.encode(text, special).expect("ids").ids;
+            assert_eq!(ids(true), ints(&entry["input_ids"]), "{kind}: {text:?}");
+            assert_eq!(
+                ids(false),
+                ints(&entry["without_special_tokens"]),
+                "{kind}: {text:?}"
+            );
+        }
+        for (format, prepared) in doc["prepared"].as_object().expect("formats") {
+            let prepared = prepared.as_array().expect("rows");
+            let lines = lines.lines().take(prepared.len());
+            let rows: Vec<Value> = lines.map(|l| gsm8k_row(l, format)).collect();
+            let dataset = open_with(&tokenizer, &rows, &DataOptions::default());
+            assert_rows(
+                &format!("{kind} {format}"),
+                &dataset.expect("valid rows"),
+                prepared,
+            );
+        }
+        assert!(assert_corners(&tokenizer, &doc["cases"]) >= 15, "{kind}");
+    }
 }
 
 #[test]
