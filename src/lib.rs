@@ -1,5 +1,6 @@
 //! Supervised fine-tuning of language models as a library.
 
+pub mod capi;
 pub mod config;
 pub mod data;
 pub mod dtype;

@@ -10,12 +10,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A running update is finished first; loading a model and preparing data end with an error of kind
 /// [`ErrorKind::Cancelled`].
 #[derive(Clone, Debug, Default)]
-pub struct Canceller(Arc<AtomicBool>);
+pub struct Canceller(Flag);
+
+#[derive(Clone, Debug)]
+enum Flag {
+    Shared(Arc<AtomicBool>),
+    Static(&'static AtomicBool),
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Flag::Shared(Arc::default())
+    }
+}
+
+impl std::ops::Deref for Flag {
+    type Target = AtomicBool;
+
+    fn deref(&self) -> &AtomicBool {
+        match self {
+            Flag::Shared(flag) => flag,
+            Flag::Static(flag) => flag,
+        }
+    }
+}
 
 impl Canceller {
     /// A canceller that has not been triggered.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A canceller whose flag the host keeps, where a signal handler can set it.
+    pub fn of_static(flag: &'static AtomicBool) -> Self {
+        Self(Flag::Static(flag))
     }
 
     /// Asks to stop. Only stores a flag: async-signal-safe.

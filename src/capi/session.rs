@@ -1,0 +1,338 @@
+//! A run.
+
+use super::arguments::{Out, OutStruct, batches, text};
+use super::config::{sft_config, with_config};
+use super::guard::{Guarded, NOT_A_HANDLE, catch, enter, invalid};
+use super::handle::Registry;
+use super::report::{sft_batch, sft_eval_report, sft_snapshot, sft_step_report};
+use super::status::*;
+use crate::engine::{Canceller, Export, Session};
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::{EvalReport, StepReport};
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// A run: the model, the data, the optimizer and the stop rules.
+pub struct sft_session {
+    _opaque: [u8; 0],
+}
+
+/// What a session handle holds.
+struct SessionHandle {
+    session: Guarded<Session>,
+    /// What can be read while a call is inside.
+    stop_reason: Arc<AtomicI32>,
+    canceller: Canceller,
+}
+
+static SESSIONS: Registry<SessionHandle> = Registry::new();
+
+/// The whole model as a Hugging Face folder.
+pub const SFT_EXPORT_FULL: i32 = 1;
+/// The adapter alone. Not supported in this version.
+pub const SFT_EXPORT_ADAPTER: i32 = 2;
+/// The model with the adapter merged in. Not supported in this version.
+pub const SFT_EXPORT_MERGED: i32 = 3;
+
+/// Runs `body` inside a session handle, then notes the verdict for those that only look.
+fn with_session(
+    session: *const sft_session,
+    body: impl FnOnce(&mut Session) -> Result<sft_status>,
+) -> sft_status {
+    let handle = SESSIONS.get(session);
+    let stop_reason = handle.as_ref().map(|handle| handle.stop_reason.clone());
+    enter(
+        handle,
+        |handle| &handle.session,
+        |session| {
+            let status = body(session);
+            if let Some(stop_reason) = stop_reason {
+                stop_reason.store(stop_code(session.stop_reason()), Ordering::Release);
+            }
+            status
+        },
+    )
+}
+
+/// Starts a run: loads the model and the data that the configuration names, allocates all memory,
+/// and opens the log in output_dir. Writes the session to *out; free it by sft_session_free. The
+/// configuration is copied and can be changed, used again or freed. Without dataset_name the host
+/// feeds its own batches by sft_step_batch.
+///
+/// Errors: any, each naming what is wrong and where; the text is on the configuration.
+/// SFT_ERR_CANCELLED if the canceller was triggered. A failed start leaves no files behind.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_start(
+    config: *mut sft_config,
+    out: *mut *mut sft_session,
+) -> sft_status {
+    with_config(config, |state| {
+        let out = Out::new(out, "out")?;
+        let stop_reason = Arc::new(AtomicI32::new(SFT_STOP_NONE));
+        let hooks = state.hooks(stop_reason.clone());
+        let canceller = hooks.canceller.clone();
+        let session = Session::start(state.config.clone(), hooks)?;
+        stop_reason.store(stop_code(session.stop_reason()), Ordering::Release);
+        let handle = SessionHandle {
+            session: Guarded::new(session),
+            stop_reason,
+            canceller,
+        };
+        // SAFETY: the header asks for a place that can be written to.
+        unsafe { out.write(SESSIONS.insert(handle)) }
+        Ok(SFT_OK)
+    })
+}
+
+/// One optimizer update on the next rows, with the evaluation, checkpoint and stop decision that are
+/// due after it. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has ended.
+///
+/// Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if a checkpoint
+/// or the log cannot be written: the update has taken effect all the same and the run can go on.
+/// SFT_ERR_CANCELLED if the canceller interrupted an evaluation.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_step(
+    session: *mut sft_session,
+    out: *mut sft_step_report,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for NULL or a struct of the size that it says.
+        let out = unsafe { OutStruct::optional(out) }?;
+        let report = session.step()?;
+        // SAFETY: as above.
+        Ok(unsafe { write_step(out, report) })
+    })
+}
+
+/// One optimizer update on the host's own tokens. The n micro-batches at micro are one update
+/// together: the loss is the mean over the supervised positions of all of them. Everything is
+/// borrowed for the call. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has
+/// ended.
+///
+/// Errors: SFT_ERR_BATCH or SFT_ERR_INVALID_ARGUMENT for a malformed micro-batch, which nothing has
+/// changed for; SFT_ERR_IO as sft_step.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_step_batch(
+    session: *mut sft_session,
+    micro: *const sft_batch,
+    n: usize,
+    out: *mut sft_step_report,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for NULL or a struct of the size that it says.
+        let out = unsafe { OutStruct::optional(out) }?;
+        // SAFETY: the header asks for n batches with as many values as they say.
+        let micro = unsafe { batches(micro, n) }?;
+        let report = session.step_batch(&micro)?;
+        // SAFETY: as above.
+        Ok(unsafe { write_step(out, report) })
+    })
+}
+
+/// # Safety
+/// As [`OutStruct::write`].
+unsafe fn write_step(
+    out: Option<OutStruct<sft_step_report>>,
+    report: Option<StepReport>,
+) -> sft_status {
+    let Some(report) = report else {
+        return SFT_STOPPED;
+    };
+    if let Some(out) = out {
+        // SAFETY: as the caller's.
+        unsafe { out.write((&report).into()) }
+    }
+    SFT_OK
+}
+
+/// Evaluates on the evaluation rows now. The result is logged and seen by the stop rules. Writes the
+/// report to *out; out may be NULL. Also after the run has ended.
+///
+/// Errors: SFT_ERR_DATA if there are no evaluation rows; SFT_ERR_CANCELLED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_evaluate(
+    session: *mut sft_session,
+    out: *mut sft_eval_report,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for NULL or a struct of the size that it says.
+        let out = unsafe { OutStruct::optional(out) }?;
+        let report = session.evaluate()?;
+        // SAFETY: as above.
+        unsafe { write_eval(out, session, &report) }
+        Ok(SFT_OK)
+    })
+}
+
+/// As sft_evaluate, on the host's n batches, which are borrowed for the call.
+///
+/// Errors: SFT_ERR_BATCH or SFT_ERR_INVALID_ARGUMENT for a malformed batch, SFT_ERR_DATA if nothing
+/// in them is supervised.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_evaluate_batch(
+    session: *mut sft_session,
+    batch: *const sft_batch,
+    n: usize,
+    out: *mut sft_eval_report,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for NULL or a struct of the size that it says.
+        let out = unsafe { OutStruct::optional(out) }?;
+        // SAFETY: the header asks for n batches with as many values as they say.
+        let batch = unsafe { batches(batch, n) }?;
+        let report = session.evaluate_batch(&batch)?;
+        // SAFETY: as above.
+        unsafe { write_eval(out, session, &report) }
+        Ok(SFT_OK)
+    })
+}
+
+/// # Safety
+/// As [`OutStruct::write`].
+unsafe fn write_eval(
+    out: Option<OutStruct<sft_eval_report>>,
+    session: &Session,
+    report: &EvalReport,
+) {
+    if let Some(out) = out {
+        let report = sft_eval_report::new(report, stop_code(session.stop_reason()));
+        // SAFETY: as the caller's.
+        unsafe { out.write(report) }
+    }
+}
+
+/// Feeds a number of the host's own to the stop rules, as known after the last update. A rule names
+/// it by its metric; a built-in name such as "eval_loss" stands for that metric, so a host may
+/// evaluate by itself. NaN is allowed and never counts as progress.
+///
+/// Errors: SFT_ERR_INVALID_ARGUMENT if metric is NULL, empty or not UTF-8.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_observe(
+    session: *mut sft_session,
+    metric: *const c_char,
+    value: f64,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for a NUL-terminated string.
+        let metric = unsafe { text(metric, "metric") }?;
+        session.observe(metric, value)?;
+        Ok(SFT_OK)
+    })
+}
+
+/// Whether the run has ended; stays true once it has. Also true where there is nothing to step: for
+/// NULL, a freed or a poisoned session. May be called while another call is inside the session.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_should_stop(session: *const sft_session) -> bool {
+    catch(true, || match SESSIONS.get(session) {
+        Some(handle) => handle.session.is_poisoned() || handle.stop_reason() != SFT_STOP_NONE,
+        None => true,
+    })
+}
+
+/// Why the run ended: one of the SFT_STOP_ numbers, SFT_STOP_NONE while it goes on and for a handle
+/// that is none. May be called while another call is inside the session.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_stop_reason(session: *const sft_session) -> i32 {
+    catch(SFT_STOP_NONE, || match SESSIONS.get(session) {
+        Some(handle) => handle.stop_reason(),
+        None => SFT_STOP_NONE,
+    })
+}
+
+impl SessionHandle {
+    fn stop_reason(&self) -> i32 {
+        match self.stop_reason.load(Ordering::Acquire) {
+            SFT_STOP_NONE if self.canceller.is_cancelled() => SFT_STOP_CANCELLED,
+            verdict => verdict,
+        }
+    }
+}
+
+/// Writes where the run stands to *out.
+///
+/// Errors: SFT_ERR_INVALID_ARGUMENT for out.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_snapshot_get(
+    session: *mut sft_session,
+    out: *mut sft_snapshot,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for a struct of the size that it says.
+        let out = unsafe { OutStruct::new(out) }?;
+        let snapshot = sft_snapshot::new(&session.snapshot(), session.restored_best());
+        // SAFETY: as above.
+        unsafe { out.write(snapshot) }
+        Ok(SFT_OK)
+    })
+}
+
+/// Writes the weights and the tokenizer to the folder dir, whole or not at all: a Hugging Face model
+/// folder. In this version the state of the optimizer is not saved, so a run cannot be continued
+/// from it.
+///
+/// Errors: SFT_ERR_IO naming the file; an earlier model in dir stays as it was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_save(session: *mut sft_session, dir: *const c_char) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for a NUL-terminated string.
+        session.save(unsafe { folder(dir) }?)?;
+        Ok(SFT_OK)
+    })
+}
+
+/// Writes what the run has made to the folder dir, whole or not at all; what is one of the
+/// SFT_EXPORT_ numbers.
+///
+/// Errors: SFT_ERR_IO naming the file; an earlier model in dir stays as it was. SFT_ERR_UNSUPPORTED
+/// for an adapter, SFT_ERR_INVALID_ARGUMENT for a number that is none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_export(
+    session: *mut sft_session,
+    dir: *const c_char,
+    what: i32,
+) -> sft_status {
+    with_session(session, |session| {
+        let what = match what {
+            SFT_EXPORT_FULL => Export::Full,
+            SFT_EXPORT_ADAPTER | SFT_EXPORT_MERGED => {
+                let message = "this run trains all weights, there is no adapter: export \
+                               SFT_EXPORT_FULL";
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            _ => return Err(invalid(format!("what is {what}: no SFT_EXPORT_ number"))),
+        };
+        // SAFETY: the header asks for a NUL-terminated string.
+        session.export(unsafe { folder(dir) }?, what)?;
+        Ok(SFT_OK)
+    })
+}
+
+/// # Safety
+/// As [`text`].
+unsafe fn folder<'a>(dir: *const c_char) -> Result<&'a str> {
+    // SAFETY: as the caller's.
+    match unsafe { text(dir, "dir") }? {
+        "" => Err(invalid("dir is empty")),
+        dir => Ok(dir),
+    }
+}
+
+/// Frees a session with all its memory. If another call is inside (one on another thread, or the
+/// one whose callback calls this), that call ends as usual and the memory goes then. NULL or a freed
+/// session does nothing.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_session_free(session: *mut sft_session) {
+    catch((), || drop(SESSIONS.remove(session)));
+}
+
+/// The text of the last call on this session that failed; empty if none has. Never NULL. Borrowed
+/// until the next call on this session fails or it is freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_last_error(session: *const sft_session) -> *const c_char {
+    catch(NOT_A_HANDLE.as_ptr(), || match SESSIONS.get(session) {
+        Some(handle) => handle.session.last_error(),
+        None => NOT_A_HANDLE.as_ptr(),
+    })
+}
