@@ -245,6 +245,12 @@ fn overfit_needs_both_a_rise_and_a_fall() {
     let rising = [2.0, 1.8, 1.9, 2.0, 2.1];
     assert_eq!(at(run(falling, rising)), Some((8, "overfit")));
     assert_eq!(run(steady, rising), None, "training does not fall");
+    let rising_again = [3.0, 1.0, 2.0, 2.2, 2.4];
+    assert_eq!(
+        run(rising_again, rising),
+        None,
+        "each stretch is held against the one before"
+    );
     assert_eq!(
         run(falling, [2.0, 2.1, 2.0, 2.1, 2.0]),
         None,
