@@ -75,9 +75,11 @@ impl Reference {
 }
 
 fn fifty_updates_agree_with_the_formula<B: Device>() {
-    for n in [0, 1, 7, 16_385] {
+    // Gradients as small as ε show where it is added.
+    for (n, size) in [(0, 1.0), (1, 1.0), (7, 1e-7), (16_385, 1.0)] {
         let weights = normals(1, n);
-        let mut gradients: Vec<Vec<f32>> = (0..50).map(|t| normals(100 + t, n)).collect();
+        let sized = |t: u64| normals(100 + t, n).iter().map(|g| g * size).collect();
+        let mut gradients: Vec<Vec<f32>> = (0..50).map(sized).collect();
         // One parameter that never has a gradient, only decay.
         gradients
             .iter_mut()
