@@ -129,9 +129,9 @@ pub(super) fn row_slope(x: &[f32], weight: &[f32], dy: &[f32], r: f32) -> f32 {
     let mut lanes = [0.0f32; 16];
     let whole = n - n % 16;
     for i in (0..whole).step_by(16) {
-        for lane in 0..16 {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
             let j = i + lane;
-            lanes[lane] = (x[j] * weight[j]).mul_add(dy[j], lanes[lane]);
+            *sum = (x[j] * weight[j]).mul_add(dy[j], *sum);
         }
     }
     let tail: f32 = (whole..n).map(|j| x[j] * weight[j] * dy[j]).sum();

@@ -64,6 +64,7 @@ impl Arena {
     }
 
     /// [`Arena::split`] with index regions to read.
+    #[allow(clippy::type_complexity)]
     pub fn split_with_indices<const R: usize, const I: usize, const W: usize>(
         &mut self,
         reads: [Region; R],
