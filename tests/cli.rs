@@ -174,3 +174,74 @@ fn help_lists_the_commands_and_the_exit_codes() {
     assert_eq!(failure(&sft(folder.path(), &[])).0, 2);
     assert_eq!(failure(&sft(folder.path(), &["trian"])).0, 2);
 }
+
+/// The folder of a tiny model that the repository bundles.
+fn tiny(model: &str) -> String {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    models.join(model).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn preview_marks_what_is_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = "{\"prompt\": \"two and two is\", \"completion\": \" four\"}\n";
+    std::fs::write(folder.path().join("rows.jsonl"), row).unwrap();
+    let model = tiny("llama-tiny");
+    let args = [
+        "preview",
+        "--model-name-or-path",
+        &model,
+        "--dataset-name",
+        "rows.jsonl",
+    ];
+    let text = stdout(&sft(folder.path(), &args));
+    let row = text.lines().nth(1).unwrap();
+    let prompt = row.split('[').next().unwrap();
+    assert!(prompt.ends_with("two and two is"), "{text}");
+    let trained: String = row[prompt.len()..]
+        .chars()
+        .filter(|c| !"[]".contains(*c))
+        .collect();
+    assert!(trained.starts_with(" four"), "{text}");
+}
+
+#[test]
+fn a_wrong_flag_names_the_nearest_key_and_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, text) = failure(&sft(folder.path(), &["preview", "--learning-rat", "5"]));
+    assert_eq!(
+        (code, text.as_str()),
+        (
+            2,
+            "sft: `learning_rat` is not a key; did you mean `learning_rate`?\n"
+        )
+    );
+    let (code, text) = failure(&sft(folder.path(), &["preview", "--load_in_4bit"]));
+    assert!(
+        code == 2 && text.contains("load_in_4bit: true is not supported"),
+        "{text}"
+    );
+    let (code, text) = failure(&sft(folder.path(), &["preview", "--max-length", "0"]));
+    assert!(code == 2 && text.contains("model_name_or_path"), "{text}");
+    std::fs::write(folder.path().join("run.yaml"), "seed: 1\nlerning_rate: 5\n").unwrap();
+    let (code, text) = failure(&sft(folder.path(), &["preview", "--config", "run.yaml"]));
+    assert!(
+        code == 2 && text.contains("run.yaml:2: `lerning_rate`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_flag_wins_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny("llama-tiny");
+    let yaml = format!("model_name_or_path: {model}\ndataset_name: rows.jsonl\nmax_length: 0\n");
+    std::fs::write(folder.path().join("run.yaml"), yaml).unwrap();
+    let row = "{\"text\": \"one two three four five six seven eight nine ten eleven twelve\"}\n";
+    std::fs::write(folder.path().join("rows.jsonl"), row).unwrap();
+    let (code, text) = failure(&sft(folder.path(), &["preview", "--config", "run.yaml"]));
+    assert!(code == 2 && text.contains("max_length"), "{text}");
+    let args = ["preview", "--config", "run.yaml", "--max_length=8"];
+    let text = stdout(&sft(folder.path(), &args));
+    assert!(text.contains("· 8 tokens"), "{text}");
+}

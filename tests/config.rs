@@ -342,6 +342,8 @@ fn setters_take_text_as_the_key_needs_it() {
         .unwrap();
     config.set("warmup_steps", 0.1).unwrap();
     config.set("num_train_epochs", 2).unwrap();
+    config.set("push_to_hub", "false").unwrap();
+    config.set("optim", "adamw_torch").unwrap();
     assert_eq!(config.max_length, None);
     assert_eq!(config.max_steps, -1);
     assert!(config.packing);

@@ -110,7 +110,9 @@ impl Config {
         }
         let literal = self.set_value(key, Value::from(text));
         match (&literal, read::scalar(text)) {
-            (Err(e), Some(value)) if e.kind() == ErrorKind::Config => self.set_value(key, value),
+            (Err(e), Some(value)) if e.kind() != ErrorKind::UnknownKey => {
+                self.set_value(key, value)
+            }
             _ => literal,
         }
     }

@@ -6,6 +6,7 @@ mod curve;
 mod init;
 mod init_model;
 mod overrides;
+mod preview;
 mod progress;
 mod replay;
 
@@ -40,6 +41,8 @@ enum Command {
     Init(init::Args),
     /// Make a new model with seeded random weights and a tokenizer
     InitModel(init_model::Args),
+    /// Show rows as tokens, with those marked that are trained on
+    Preview(preview::Args),
     /// Run stop rules over a recorded log
     Replay(replay::Args),
 }
@@ -85,6 +88,7 @@ fn run(args: Vec<String>) -> Result<ExitCode, Error> {
     match cli.command {
         Command::Init(args) => init::run(&args),
         Command::InitModel(args) => init_model::run(args),
+        Command::Preview(args) => preview::run(&args, &overrides),
         Command::Replay(args) => replay::run(&args),
     }
 }
