@@ -168,7 +168,9 @@ fn init_model_makes_a_model_folder_from_a_seed() {
 fn help_lists_the_commands_and_the_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let text = stdout(&sft(folder.path(), &["--help"]));
-    for word in ["init", "init-model", "replay", "Exit codes", "130"] {
+    for word in [
+        "train", "init", "plan", "preview", "eval", "generate", "replay", "130",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
     assert_eq!(failure(&sft(folder.path(), &[])).0, 2);
@@ -244,4 +246,195 @@ fn a_flag_wins_over_the_file() {
     let args = ["preview", "--config", "run.yaml", "--max_length=8"];
     let text = stdout(&sft(folder.path(), &args));
     assert!(text.contains("· 8 tokens"), "{text}");
+}
+
+/// Rows that a tiny model learns by heart, in `rows.jsonl`; and a configuration for them.
+fn small_run(folder: &Path, more: &str) {
+    let rows: String = (0..8)
+        .map(|i| format!("{{\"prompt\": \"number {i} is\", \"completion\": \" {i}{i}\"}}\n"))
+        .collect();
+    std::fs::write(folder.join("rows.jsonl"), rows).unwrap();
+    let yaml = format!(
+        "model_name_or_path: {}\ndataset_name: rows.jsonl\neval_dataset_name: rows.jsonl\n\
+         output_dir: out\neval_strategy: steps\neval_steps: 2\nlearning_rate: 5e-3\n\
+         per_device_train_batch_size: 4\nthreads: 1\nlogging_steps: 2\nsave_strategy: \"no\"\n{more}",
+        tiny("llama-tiny")
+    );
+    std::fs::write(folder.join("run.yaml"), yaml).unwrap();
+}
+
+#[test]
+fn train_stops_at_its_target_and_leaves_model_log_and_curve() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(
+        folder.path(),
+        "stop: [{rule: target, metric: eval_loss, at_most: 4}]\nmax_steps: 200\n",
+    );
+    let text = stdout(&sft(folder.path(), &["train", "--config", "run.yaml"]));
+    assert!(
+        text.contains("target_reached") && text.contains("Model: out"),
+        "{text}"
+    );
+    assert!(
+        text.contains("step 2/200 ·") && text.contains("eval after update 2"),
+        "{text}"
+    );
+    assert!(text.contains('▁') && text.contains('█'), "{text}");
+
+    let out = folder.path().join("out");
+    let svg = std::fs::read_to_string(out.join("loss.svg")).unwrap();
+    assert!(svg.contains("target 4") && svg.contains("<circle"), "{svg}");
+    let log = std::fs::read_to_string(out.join("train_log.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(last["stop_reason"], "target_reached");
+
+    // The log that a run leaves tells the same story when it is replayed.
+    let args = [
+        "replay",
+        "out/train_log.jsonl",
+        "--config",
+        "run.yaml",
+        "--json",
+    ];
+    let replayed: Value = serde_json::from_str(&stdout(&sft(folder.path(), &args))).unwrap();
+    assert_eq!(
+        (&replayed["reason"], &replayed["step"]),
+        (&last["stop_reason"], &last["step"])
+    );
+
+    // The model that it leaves evaluates to what the run saw, and writes.
+    let args = ["eval", "out", "--config", "run.yaml", "--json"];
+    let eval: Value = serde_json::from_str(&stdout(&sft(folder.path(), &args))).unwrap();
+    let seen = last["best_value"].as_f64().unwrap();
+    assert!(
+        (eval["loss"].as_f64().unwrap() - seen).abs() < 1e-6 * seen,
+        "{eval} {last}"
+    );
+    let args = [
+        "generate",
+        "out",
+        "--prompt",
+        "number 3 is",
+        "--max-new-tokens",
+        "4",
+    ];
+    let [first, second] = [(); 2].map(|()| stdout(&sft(folder.path(), &args)));
+    assert_eq!(first, second);
+    assert!(first.ends_with('\n'));
+
+    // A second run does not write over the first.
+    let (code, text) = failure(&sft(folder.path(), &["train", "--config", "run.yaml"]));
+    assert!(code == 1 && text.contains("overwrite_output_dir"), "{text}");
+}
+
+#[test]
+fn train_refuses_before_it_loads_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(folder.path(), "");
+    for (flags, word) in [
+        (["--learning_rate", "NaN"], "learning_rate"),
+        (["--max-length", "0"], "max_length"),
+        (["--bf16", "true"], "bf16"),
+        (["--device", "cuda"], "CUDA"),
+        (["--model_name_or_path", "nowhere"], "nowhere"),
+        (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl"),
+    ] {
+        let args = [&["train", "--config", "run.yaml"][..], &flags].concat();
+        let (code, text) = failure(&sft(folder.path(), &args));
+        assert!(
+            code != 0 && text.contains(word),
+            "{flags:?}: {code}: {text}"
+        );
+        assert!(!folder.path().join("out").exists(), "{flags:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_finishes_the_update_saves_and_says_how_to_go_on() {
+    use std::io::{BufRead, BufReader};
+    let folder = tempfile::tempdir().unwrap();
+    small_run(folder.path(), "max_steps: 1000000\n");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sft"))
+        .args(["train", "--config", "run.yaml"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    lines
+        .find(|line| line.starts_with("step "))
+        .expect("the run never began");
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let text = rest.join("\n");
+    assert!(
+        text.contains("cancelled") && text.contains("--model_name_or_path out"),
+        "{text}"
+    );
+    assert!(folder.path().join("out/model.safetensors").exists());
+}
+
+#[test]
+fn plan_adds_up_the_memory_of_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(folder.path(), "");
+    let text = stdout(&sft(folder.path(), &["plan", "--config", "run.yaml"]));
+    for kind in ["weights", "gradients", "optimizer", "activations", "in all"] {
+        assert!(text.contains(kind), "{text}");
+    }
+    let args = ["plan", "--config", "run.yaml", "--json"];
+    let plan: Value = serde_json::from_str(&stdout(&sft(folder.path(), &args))).unwrap();
+    let total = plan["total_bytes"].as_u64().unwrap();
+    let segments = plan["segments"].as_array().unwrap();
+    let end = |s: &Value| s["offset"].as_u64().unwrap() + s["bytes"].as_u64().unwrap();
+    assert!(segments.iter().map(end).max().unwrap() <= total && total > 0);
+    assert!(!folder.path().join("out").exists());
+}
+
+#[test]
+fn generate_needs_exactly_one_prompt_and_samples_by_its_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny("llama-tiny");
+    assert_eq!(failure(&sft(folder.path(), &["generate", &model])).0, 2);
+    let two = ["generate", &model, "--prompt", "a", "--message", "b"];
+    assert_eq!(failure(&sft(folder.path(), &two)).0, 2);
+    let hot = [
+        "generate",
+        &model,
+        "--message",
+        "hello",
+        "--temperature",
+        "2",
+        "--seed",
+    ];
+    let run = |seed| stdout(&sft(folder.path(), &[&hot[..], &[seed]].concat()));
+    assert_eq!(run("1"), run("1"));
+    assert_ne!(run("1"), run("2"));
+    let bad = ["generate", &model, "--prompt", "a", "--top-p", "0"];
+    let (code, text) = failure(&sft(folder.path(), &bad));
+    assert!(code == 2 && text.contains("top_p"), "{text}");
+}
+
+#[test]
+fn export_writes_the_model_in_another_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny("llama-tiny");
+    stdout(&sft(
+        folder.path(),
+        &["export", &model, "half", "--dtype", "bfloat16"],
+    ));
+    let config = std::fs::read_to_string(folder.path().join("half/config.json")).unwrap();
+    assert!(config.contains("bfloat16"), "{config}");
+    stdout(&sft(
+        folder.path(),
+        &["generate", "half", "--prompt", "a", "--max-new-tokens", "2"],
+    ));
 }

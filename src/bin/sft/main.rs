@@ -3,12 +3,17 @@
 
 mod console;
 mod curve;
+mod eval;
+mod export;
+mod generate;
 mod init;
 mod init_model;
 mod overrides;
+mod plan;
 mod preview;
 mod progress;
 mod replay;
+mod train;
 
 use std::process::ExitCode;
 
@@ -19,8 +24,8 @@ use sft::{Error, ErrorKind};
 use overrides::Overrides;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, an early stop included; 1 the run or a file failed; 2 the command line, the
-configuration or the rules are wrong; 130 cancelled (Ctrl-C).";
+Exit codes: 0 done, an early stop included; 1 the run or a file failed, a loss that is not finite
+included; 2 the command line, the configuration or the rules are wrong; 130 cancelled (Ctrl-C).";
 
 const KEYS_ARE_FLAGS: &str = "\
 Every key of the configuration is a flag too: --learning_rate 1e-4, --packing, --max-length=512,
@@ -37,14 +42,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Train a model until a stop rule or the budget ends the run
+    Train(train::Args),
     /// Write a configuration with every key explained
     Init(init::Args),
-    /// Make a new model with seeded random weights and a tokenizer
-    InitModel(init_model::Args),
+    /// Show how much memory a run takes, without loading the model
+    Plan(plan::Args),
     /// Show rows as tokens, with those marked that are trained on
     Preview(preview::Args),
+    /// Measure the loss of a model on evaluation rows
+    Eval(eval::Args),
+    /// Let a model write
+    Generate(generate::Args),
     /// Run stop rules over a recorded log
     Replay(replay::Args),
+    /// Write a model or checkpoint in another number format
+    Export(export::Args),
+    /// Make a new model with seeded random weights and a tokenizer
+    InitModel(init_model::Args),
 }
 
 /// Commands that take the keys of the configuration as flags.
@@ -86,10 +101,15 @@ fn run(args: Vec<String>) -> Result<ExitCode, Error> {
         Err(usage) => return Ok(refuse(&usage, configured)),
     };
     match cli.command {
+        Command::Train(args) => train::run(&args, &overrides),
         Command::Init(args) => init::run(&args),
-        Command::InitModel(args) => init_model::run(args),
+        Command::Plan(args) => plan::run(&args, &overrides),
         Command::Preview(args) => preview::run(&args, &overrides),
+        Command::Eval(args) => eval::run(args, &overrides),
+        Command::Generate(args) => generate::run(args, &overrides),
         Command::Replay(args) => replay::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::InitModel(args) => init_model::run(args),
     }
 }
 

@@ -1,12 +1,14 @@
 //! `sft preview`: rows as the model sees them, token by token, with those marked that are trained on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use sft::config::{Config, PackingStrategy};
 use sft::data::{
-    ChatTemplate, DataOptions, Dataset, Packing, PreviewToken, RowOptions, Split, Tokenizer,
+    ChatTemplate, DataOptions, DataReport, Dataset, Packing, PreviewToken, RowOptions, Split,
+    Tokenizer,
 };
+use sft::engine::open_tokenizer;
 use sft::error::ResultExt;
 use sft::{Error, ErrorKind, Result};
 
@@ -30,8 +32,8 @@ pub struct Args {
 pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     let config = configuration(args.config.as_deref(), overrides)?;
     config.validate()?;
-    let tokenizer = tokenizer(&config)?;
-    let (dataset, report) = dataset(&config, &tokenizer)?;
+    let (tokenizer, template) = open_tokenizer(&config)?;
+    let (dataset, report) = dataset(&config, &tokenizer, template.as_ref())?;
     let colour = console::colour();
     for row in (args.from..dataset.len()).take(args.rows) {
         let tokens = dataset.preview(row, &tokenizer)?;
@@ -47,29 +49,21 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tokenizer(config: &Config) -> Result<Tokenizer> {
-    let folder = config
-        .model_name_or_path
-        .as_deref()
-        .unwrap_or(Path::new("."));
-    let tokenizer = Tokenizer::open(folder)?;
-    match &config.eos_token {
-        Some(token) => tokenizer.with_eos_token(token),
-        None => Ok(tokenizer),
-    }
-}
-
-fn dataset(config: &Config, tokenizer: &Tokenizer) -> Result<(Dataset, impl std::fmt::Display)> {
+fn dataset(
+    config: &Config,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<(Dataset, DataReport)> {
     let Some(path) = &config.dataset_name else {
         return Err(Error::new(
             ErrorKind::Config,
             "dataset_name: missing: name the rows to show",
         ));
     };
-    let file = Split::Train.file(path)?.unwrap_or_else(|| path.clone());
-    let template = match &config.chat_template_path {
-        Some(path) => Some(ChatTemplate::open(path, tokenizer)?),
-        None => ChatTemplate::of(tokenizer)?,
+    let split = path.join(format!("{}.jsonl", config.dataset_train_split));
+    let file = match split.is_file() {
+        true => split,
+        false => Split::Train.file(path)?.unwrap_or_else(|| path.clone()),
     };
     let packing = config.packing.then_some(match config.packing_strategy {
         PackingStrategy::Bfd => Packing::Bfd,
@@ -87,8 +81,7 @@ fn dataset(config: &Config, tokenizer: &Tokenizer) -> Result<(Dataset, impl std:
         cache_dir: config.cache_dir.clone(),
         ..DataOptions::default()
     };
-    Dataset::open(&[file], tokenizer, template.as_ref(), &options)
-        .context(|| "dataset_name".to_owned())
+    Dataset::open(&[file], tokenizer, template, &options).context(|| "dataset_name".to_owned())
 }
 
 /// The tokens one after another: with `colour`, those trained on in green and neighbours in two

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sft::report::{EvalReport, Snapshot, StepReport};
+use sft::report::{EvalReport, StepReport};
 
 use crate::console;
 
@@ -13,80 +13,87 @@ const PAST: f64 = 0.9;
 
 /// The live view of a run.
 pub struct Progress {
-    bar: Option<ProgressBar>,
+    printer: Printer,
     /// Updates between plain lines.
     every: u64,
     total: Option<u64>,
     figures: Figures,
 }
 
+/// Writes lines that stay, above the bar if there is one. Clones write above the same bar.
+#[derive(Clone)]
+pub struct Printer(Option<ProgressBar>);
+
+impl Printer {
+    /// Writes one line.
+    pub fn line(&self, text: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| console::line(text)),
+            None => console::line(text),
+        }
+    }
+}
+
 impl Progress {
-    /// A view of a run of `total` updates; `plain` never draws a bar, and writes a line every
-    /// `every` updates.
-    pub fn new(total: Option<u64>, every: u64, plain: bool) -> Self {
-        let bar = (!plain && std::io::stderr().is_terminal()).then(|| {
-            let (bar, template) = match total {
-                Some(total) => (
-                    ProgressBar::new(total),
-                    "{bar:24} {pos}/{len} ETA {eta} · {wide_msg}",
-                ),
-                None => (ProgressBar::no_length(), "{spinner} {pos} · {wide_msg}"),
-            };
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(250));
-            bar
-        });
+    /// A view that shows nothing yet; `plain` never draws a bar.
+    pub fn new(plain: bool) -> Self {
+        let bar = !plain && std::io::stderr().is_terminal();
         Self {
-            bar,
-            every: every.max(1),
-            total,
+            printer: Printer(bar.then(ProgressBar::no_length)),
+            every: 1,
+            total: None,
             figures: Figures::default(),
         }
     }
 
-    /// Shows one update.
-    pub fn step(&mut self, report: &StepReport, snapshot: &Snapshot) {
+    /// For lines beside the view's own.
+    pub fn printer(&self) -> Printer {
+        self.printer.clone()
+    }
+
+    /// The run has `total` updates; plain lines come every `every` updates.
+    pub fn begin(&mut self, total: Option<u64>, every: u64) {
+        self.total = total;
+        self.every = every.max(1);
+        let Some(bar) = &self.printer.0 else { return };
+        let template = match total {
+            Some(total) => {
+                bar.set_length(total);
+                "{bar:24} {pos}/{len} · {wide_msg}"
+            }
+            None => "{spinner} {pos} · {wide_msg}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(250));
+    }
+
+    /// Shows one update and, after it, the state of the stop rules.
+    pub fn step(&mut self, report: &StepReport, state: &str) {
         self.figures.take_in(report);
-        let text = self.figures.describe(report, snapshot);
-        match &self.bar {
+        let eta = self.figures.eta(report.step, self.total);
+        let text = format!("{}{eta}{state}", self.figures.describe(report));
+        match &self.printer.0 {
             Some(bar) => {
                 bar.set_position(report.step);
                 bar.set_message(text);
             }
             None if report.step.is_multiple_of(self.every) => {
                 let total = self.total.map(|n| format!("/{n}")).unwrap_or_default();
-                let eta = self.figures.eta(report.step, self.total);
-                console::line(&format!("step {}{total} · {text}{eta}", report.step));
+                console::line(&format!("step {}{total} · {text}", report.step));
             }
             None => {}
         }
         if let Some(eval) = &report.eval {
-            self.evaluation(eval);
-        }
-    }
-
-    /// Shows an evaluation.
-    pub fn evaluation(&self, eval: &EvalReport) {
-        self.line(&format!(
-            "eval after update {} · {}",
-            eval.step,
-            describe_eval(eval)
-        ));
-    }
-
-    /// Writes a line that stays.
-    pub fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| console::line(text)),
-            None => console::line(text),
+            let text = format!("eval after update {} · {}", eval.step, describe_eval(eval));
+            self.printer.line(&text);
         }
     }
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.printer.0 {
             bar.finish_and_clear();
         }
     }
@@ -140,9 +147,9 @@ impl Figures {
     }
 
     /// The update in one line.
-    fn describe(&self, report: &StepReport, snapshot: &Snapshot) -> String {
+    fn describe(&self, report: &StepReport) -> String {
         let smoothed = report.smoothed_loss.unwrap_or_else(|| self.loss.value());
-        let mut text = format!(
+        format!(
             "epoch {:.2} · loss {:.4} (smoothed {smoothed:.4}) · lr {:.2e} · grad norm {:.3} · {:.0} \
              tokens/s",
             report.epoch,
@@ -150,14 +157,7 @@ impl Figures {
             report.learning_rate,
             report.grad_norm,
             self.tokens.value() / self.seconds.value(),
-        );
-        if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value) {
-            text += &format!(" · best {value:.4} at {step}");
-        }
-        if snapshot.patience_used > 0 {
-            text += &format!(" · patience used {}", snapshot.patience_used);
-        }
-        text
+        )
     }
 
     fn eta(&self, step: u64, total: Option<u64>) -> String {
@@ -196,18 +196,9 @@ mod tests {
     fn an_update_reads_as_one_line() {
         let mut figures = Figures::default();
         figures.take_in(&report(1, 4.0));
-        let mut snapshot = Snapshot::default();
         assert_eq!(
-            figures.describe(&report(1, 4.0), &snapshot),
+            figures.describe(&report(1, 4.0)),
             "epoch 0.50 · loss 4.0000 (smoothed 4.0000) · lr 2.00e-5 · grad norm 1.250 · 200 tokens/s"
-        );
-        snapshot.best_step = Some(3);
-        snapshot.best_value = Some(1.5);
-        snapshot.patience_used = 2;
-        let text = figures.describe(&report(4, 4.0), &snapshot);
-        assert!(
-            text.ends_with("best 1.5000 at 3 · patience used 2"),
-            "{text}"
         );
     }
 
@@ -218,7 +209,7 @@ mod tests {
         figures.take_in(&report(2, f64::NAN));
         figures.take_in(&report(3, f64::INFINITY));
         assert_eq!(figures.loss.value(), 4.0);
-        let text = figures.describe(&report(2, f64::NAN), &Snapshot::default());
+        let text = figures.describe(&report(2, f64::NAN));
         assert!(text.contains("loss NaN (smoothed 4.0000)"), "{text}");
     }
 
@@ -230,11 +221,7 @@ mod tests {
             smoothed_loss: Some(3.25),
             ..report(1, 4.0)
         };
-        assert!(
-            figures
-                .describe(&ruled, &Snapshot::default())
-                .contains("(smoothed 3.2500)")
-        );
+        assert!(figures.describe(&ruled).contains("(smoothed 3.2500)"));
     }
 
     #[test]

@@ -1,0 +1,197 @@
+//! `sft train`: a run from its configuration to the model folder.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use sft::config::Config;
+use sft::engine::{Canceller, Export, Hooks, LogLevel, Session};
+use sft::report::{StepReport, StopReason};
+use sft::stop::{Metric, Rule, RuleStatus};
+use sft::{Error, ErrorKind, Result};
+
+use crate::console;
+use crate::curve::{self, Curve};
+use crate::overrides::{Overrides, configuration};
+use crate::progress::Progress;
+
+#[derive(clap::Args)]
+#[command(after_help = crate::KEYS_ARE_FLAGS)]
+pub struct Args {
+    /// The configuration, YAML or JSON
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
+    let config = configuration(args.config.as_deref(), overrides)?;
+    config.validate()?;
+    let canceller = Canceller::new();
+    cancel_on_interrupt(&canceller)?;
+    let mut progress = Progress::new(config.disable_tqdm);
+    let printer = progress.printer();
+    let hooks = Hooks {
+        canceller,
+        progress: None,
+        log: Some(Box::new(move |level, text| match level {
+            LogLevel::Warning => printer.line(&format!("warning: {text}")),
+            _ => printer.line(text),
+        })),
+    };
+
+    let mut session = Session::start(config.clone(), hooks)?;
+    let total = session.snapshot().total_steps;
+    progress.begin(total, config.logging_steps.of(total.unwrap_or(0)));
+    let mut curve = Curve {
+        target: target(&config),
+        ..Curve::default()
+    };
+    let trained = train(&mut session, &mut progress, &mut curve);
+    progress.finish();
+    trained?;
+    finish(&mut session, &config, &curve, args.config.as_deref())
+}
+
+fn train(session: &mut Session, progress: &mut Progress, curve: &mut Curve) -> Result<()> {
+    loop {
+        match session.step() {
+            Ok(Some(report)) => {
+                curve.train.push((report.step, report.loss));
+                curve
+                    .eval
+                    .extend(report.eval.as_ref().map(|eval| (eval.step, eval.loss)));
+                progress.step(&report, &state(session, &report));
+            }
+            Ok(None) => return Ok(()),
+            // Cancelled inside an evaluation: the next call closes the run.
+            Err(error) if error.kind() == ErrorKind::Cancelled => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Best value and the rules that have begun to count.
+fn state(session: &Session, report: &StepReport) -> String {
+    let snapshot = session.snapshot();
+    let mut text = String::new();
+    if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value)
+        && step < report.step
+    {
+        text += &format!(" · best {value:.4} at {step}");
+    }
+    let counting = |status: &&RuleStatus| status.rule != "budget" && status.counter > 0;
+    for status in session.rule_status().iter().filter(counting) {
+        text += &format!(" · {status}");
+    }
+    text
+}
+
+/// Saves what the run made and says what became of it.
+fn finish(
+    session: &mut Session,
+    config: &Config,
+    curve: &Curve,
+    file: Option<&Path>,
+) -> Result<ExitCode> {
+    let snapshot = session.snapshot();
+    let out = &config.output_dir;
+    let reason = session.stop_reason();
+    let detail = session.stop_detail().unwrap_or_default().to_owned();
+    let code = reason.map_or("none", StopReason::code);
+    // After an update on NaN every weight may be NaN: such a model must not pass for a result.
+    let broken = reason == Some(StopReason::NonFinite) && !session.restored_best();
+    let saved = snapshot.step > 0 && !broken;
+    if saved {
+        session.export(out, Export::Full)?;
+    }
+    let svg = out.join("loss.svg");
+    std::fs::write(&svg, curve::svg(curve)).map_err(|e| Error::io(&svg, e))?;
+
+    console::line(&format!(
+        "\nStopped after update {} (epoch {:.2}, {} tokens): {code}. {detail}",
+        snapshot.step, snapshot.epoch, snapshot.total_tokens
+    ));
+    if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value) {
+        let whose = if session.restored_best() {
+            "; the saved model has its weights"
+        } else {
+            ""
+        };
+        console::line(&format!("Best {value:.4} after update {step}{whose}."));
+    }
+    let losses: Vec<f64> = curve.train.iter().map(|&(_, loss)| loss).collect();
+    if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
+        let line = curve::sparkline(&losses, 60);
+        console::line(&format!("Training loss {first:.3} {line} {last:.3}"));
+    }
+    let log = out.join("train_log.jsonl");
+    if saved {
+        console::line(&format!("Model: {}", out.display()));
+    }
+    console::line(&format!(
+        "Log:   {}\nCurve: {}",
+        log.display(),
+        svg.display()
+    ));
+
+    match reason {
+        Some(StopReason::Cancelled) if saved => {
+            let with = file
+                .map(|f| format!(" --config {}", f.display()))
+                .unwrap_or_default();
+            console::line(&format!(
+                "Cancelled. To go on from these weights (with a new optimizer and schedule):\n  \
+                 sft train{with} --model_name_or_path {0} --output_dir {0}-2",
+                out.display()
+            ));
+            Ok(ExitCode::from(130))
+        }
+        Some(StopReason::Cancelled) => Ok(ExitCode::from(130)),
+        Some(StopReason::NonFinite) if broken => {
+            console::error(
+                "the loss or the gradient was not finite, so the last weights are not saved as the \
+                 model. Checkpoints of earlier updates are whole; a lower learning_rate, or \
+                 load_best_model_at_end: true, helps",
+            );
+            Ok(ExitCode::FAILURE)
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The value of the first target rule on a loss, for the curve.
+fn target(config: &Config) -> Option<f64> {
+    config.stop.rules.iter().find_map(|rule| match rule {
+        Rule::Target(target) if matches!(target.metric, Metric::TrainLoss | Metric::EvalLoss) => {
+            target.at_most
+        }
+        _ => None,
+    })
+}
+
+/// The first Ctrl-C (or termination request) lets the update finish and saves; the second ends the
+/// process at once.
+fn cancel_on_interrupt(canceller: &Canceller) -> Result<()> {
+    let canceller = canceller.clone();
+    ctrlc::set_handler(move || {
+        if canceller.is_cancelled() {
+            std::process::exit(130);
+        }
+        canceller.cancel();
+        console::note("Finishing the update, then saving. Ctrl-C again ends at once.");
+    })
+    .map_err(|e| Error::new(ErrorKind::Internal, "cannot listen for Ctrl-C").with_source(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_curve_shows_the_first_target_on_a_loss() {
+        let target_of = |yaml| target(&Config::from_yaml_str(yaml, "run.yaml").unwrap());
+        assert_eq!(target_of("seed: 1"), None);
+        let rules = "stop:\n  - {rule: target, metric: token_accuracy, at_least: 0.9}\n  \
+                     - {rule: target, metric: eval_loss, at_most: 1.5}\n";
+        assert_eq!(target_of(rules), Some(1.5));
+    }
+}
