@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sft::config::Config;
 use sft::engine::{Canceller, Export, Hooks, LogLevel, Session};
@@ -29,12 +31,16 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     cancel_on_interrupt(&canceller)?;
     let mut progress = Progress::new(config.disable_tqdm);
     let printer = progress.printer();
+    // Once updates are shown, news comes with them and at the end.
+    let begun = Arc::new(AtomicBool::new(false));
+    let quiet = Arc::clone(&begun);
     let hooks = Hooks {
         canceller,
         progress: None,
         log: Some(Box::new(move |level, text| match level {
             LogLevel::Warning => printer.line(&format!("warning: {text}")),
-            _ => printer.line(text),
+            LogLevel::Info if quiet.load(Ordering::Relaxed) => {}
+            LogLevel::Info => printer.line(text),
         })),
     };
 
@@ -45,16 +51,22 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
         target: target(&config),
         ..Curve::default()
     };
-    let trained = train(&mut session, &mut progress, &mut curve);
+    let trained = train(&mut session, &mut progress, &mut curve, &begun);
     progress.finish();
     trained?;
     finish(&mut session, &config, &curve, args.config.as_deref())
 }
 
-fn train(session: &mut Session, progress: &mut Progress, curve: &mut Curve) -> Result<()> {
+fn train(
+    session: &mut Session,
+    progress: &mut Progress,
+    curve: &mut Curve,
+    begun: &AtomicBool,
+) -> Result<()> {
     loop {
         match session.step() {
             Ok(Some(report)) => {
+                begun.store(true, Ordering::Relaxed);
                 curve.train.push((report.step, report.loss));
                 curve
                     .eval
