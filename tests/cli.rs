@@ -253,9 +253,10 @@ fn small_run(folder: &Path, more: &str) {
     let rows: String = (0..8)
         .map(|i| format!("{{\"prompt\": \"number {i} is\", \"completion\": \" {i}{i}\"}}\n"))
         .collect();
-    std::fs::write(folder.join("rows.jsonl"), rows).unwrap();
+    std::fs::write(folder.join("rows.jsonl"), &rows).unwrap();
+    std::fs::write(folder.join("eval.jsonl"), rows).unwrap();
     let yaml = format!(
-        "model_name_or_path: {}\ndataset_name: rows.jsonl\neval_dataset_name: rows.jsonl\n\
+        "model_name_or_path: {}\ndataset_name: rows.jsonl\neval_dataset_name: eval.jsonl\n\
          output_dir: out\neval_strategy: steps\neval_steps: 2\nlearning_rate: 5e-3\n\
          per_device_train_batch_size: 4\nthreads: 1\nlogging_steps: 2\nsave_strategy: \"no\"\n{more}",
         tiny("llama-tiny")
