@@ -1,0 +1,306 @@
+//! Whole runs against recorded runs of the peer, TRL's SFTTrainer, on the same model, rows and
+//! settings, all through `Session::step`. `scripts/parity` prints the table.
+//!
+//! The bounds: learning rate 1e-12, loss and evaluation loss 1e-4 and gradient norm 1e-3 of the
+//! peer's value, token counts exact. The peer's own float32 gradient norm is up to 7e-6 off its
+//! float64 one, so a correct engine lands far inside.
+
+use serde_json::{Map, Value, json};
+use sft::Result;
+use sft::config::Config;
+use sft::engine::{Hooks, Session};
+use sft::report::StopReason;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+const LEARNING_RATE: f64 = 1e-12;
+const LOSS: f64 = 1e-4;
+const GRAD_NORM: f64 = 1e-3;
+const EVAL_LOSS: f64 = 1e-4;
+
+/// Keys of a recording's settings that are the recorder's own.
+const RECORDER_KEYS: [&str; 6] = [
+    "train_rows",
+    "eval_rows",
+    "dtype",
+    "model",
+    "format",
+    "lora",
+];
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The recorder's rows: the first `count` of a split, in one of the three formats.
+fn write_rows(folder: &Path, split: &str, format: &str, count: usize) -> PathBuf {
+    let source = fixtures().join(format!("data/gsm8k_{split}_small.jsonl"));
+    let mut rows = String::new();
+    for line in std::fs::read_to_string(source).unwrap().lines().take(count) {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let (q, a) = (
+            row["question"].as_str().unwrap(),
+            row["answer"].as_str().unwrap(),
+        );
+        let row = match format {
+            "text" => json!({"text": format!("Question: {q}\nAnswer: {a}")}),
+            "prompt-completion" => json!({
+                "prompt": format!("Question: {q}\nAnswer:"), "completion": format!(" {a}")}),
+            "messages" => json!({"messages": [
+                {"role": "user", "content": q}, {"role": "assistant", "content": a}]}),
+            other => panic!("unknown format {other}"),
+        };
+        writeln!(rows, "{row}").unwrap();
+    }
+    let path = folder.join(format!("{split}.jsonl"));
+    std::fs::write(&path, rows).unwrap();
+    path
+}
+
+/// The configuration of a recording, writing into `folder`.
+fn config(trace: &Value, folder: &Path) -> Result<Config> {
+    let settings = trace["settings"].as_object().unwrap();
+    let count = |key: &str| settings[key].as_u64().unwrap() as usize;
+    let text = |key: &str| settings[key].as_str().unwrap();
+    let mut keys: Map<String, Value> = settings
+        .iter()
+        .filter(|(key, _)| !RECORDER_KEYS.contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    keys.insert("model_name_or_path".into(), {
+        fixtures()
+            .join("models")
+            .join(text("model"))
+            .display()
+            .to_string()
+            .into()
+    });
+    let train = write_rows(folder, "train", text("format"), count("train_rows"));
+    keys.insert("dataset_name".into(), train.display().to_string().into());
+    if count("eval_rows") > 0 {
+        let eval = write_rows(folder, "test", text("format"), count("eval_rows"));
+        keys.insert(
+            "eval_dataset_name".into(),
+            eval.display().to_string().into(),
+        );
+    }
+    keys.insert(
+        "output_dir".into(),
+        folder.join("out").display().to_string().into(),
+    );
+    keys.entry("save_strategy").or_insert("no".into());
+    keys.insert("gradient_checkpointing".into(), false.into());
+    keys.insert("threads".into(), 1.into());
+    let mut config = Config::default();
+    config.merge_json(&Value::Object(keys).to_string())?;
+    Ok(config)
+}
+
+/// The largest relative differences of a run.
+#[derive(Clone, Debug, Default)]
+struct Differences {
+    updates: usize,
+    learning_rate: f64,
+    loss: f64,
+    grad_norm: f64,
+    eval_loss: f64,
+    evals: usize,
+    params: f64,
+    faults: Vec<String>,
+}
+
+fn relative(found: f64, expected: f64) -> f64 {
+    (found - expected).abs() / expected.abs().max(1e-12)
+}
+
+fn run(trace: &Value) -> Differences {
+    let folder = tempfile::tempdir().unwrap();
+    let mut d = Differences::default();
+    let mut session = Session::start(config(trace, folder.path()).unwrap(), Hooks::default())
+        .unwrap_or_else(|e| panic!("{}: {e}", trace["case"]));
+    let mut evals = trace["evals"].as_array().unwrap().iter();
+    for expected in trace["updates"].as_array().unwrap() {
+        let Some(found) = session.step().unwrap() else {
+            d.faults
+                .push(format!("ended before update {}", expected["step"]));
+            break;
+        };
+        let number = |key: &str| expected[key].as_f64().unwrap();
+        d.updates += 1;
+        d.loss = d.loss.max(relative(found.loss, number("loss")));
+        d.grad_norm = d
+            .grad_norm
+            .max(relative(found.grad_norm, number("grad_norm")));
+        let rate = (found.learning_rate - number("learning_rate")).abs();
+        d.learning_rate = d.learning_rate.max(rate);
+        let exact = [
+            ("supervised_tokens", found.supervised_tokens as f64),
+            ("num_tokens", found.total_tokens as f64),
+        ];
+        for (key, value) in exact {
+            if value != number(key) {
+                d.faults.push(format!(
+                    "update {}: {key} {value} for {}",
+                    found.step,
+                    number(key)
+                ));
+            }
+        }
+        if (found.epoch - number("epoch")).abs() > 1e-4 {
+            d.faults
+                .push(format!("update {}: epoch {}", found.step, found.epoch));
+        }
+        if let Some(eval) = found.eval {
+            let Some(expected) = evals.next() else {
+                d.faults
+                    .push(format!("an evaluation too many at update {}", found.step));
+                continue;
+            };
+            d.evals += 1;
+            let loss = expected["token_weighted_loss"].as_f64().unwrap();
+            d.eval_loss = d.eval_loss.max(relative(eval.loss, loss));
+            if eval.step != expected["step"].as_u64().unwrap()
+                || eval.supervised_tokens != expected["supervised_tokens"].as_u64().unwrap()
+            {
+                d.faults.push(format!(
+                    "evaluation at {} differs in step or tokens",
+                    eval.step
+                ));
+            }
+        }
+    }
+    if let Some(missing) = evals.next() {
+        d.faults
+            .push(format!("no evaluation at update {}", missing["step"]));
+    }
+    check_end(trace, &mut session, &mut d);
+    check_params(trace, &mut session, folder.path(), &mut d);
+    d
+}
+
+/// The run ends where the peer's ended, with the same best.
+fn check_end(trace: &Value, session: &mut Session, d: &mut Differences) {
+    let result = &trace["result"];
+    let early = result["stopped_early"].as_bool() == Some(true);
+    let by_epochs = trace["settings"]["max_steps"].as_i64() == Some(-1);
+    let expected = match (early, by_epochs) {
+        (true, _) => StopReason::Plateau,
+        (false, true) => StopReason::MaxEpochs,
+        (false, false) => StopReason::MaxSteps,
+    };
+    let snapshot = session.snapshot();
+    if snapshot.stop_reason != Some(expected) || Some(snapshot.step) != result["steps"].as_u64() {
+        d.faults.push(format!(
+            "ended as {:?} at {}",
+            snapshot.stop_reason, snapshot.step
+        ));
+    }
+    if snapshot.total_steps != result["planned_steps"].as_u64() {
+        d.faults
+            .push(format!("planned {:?} updates", snapshot.total_steps));
+    }
+    if session.step().unwrap().is_some() {
+        d.faults.push("a step after the end".into());
+    }
+    if early {
+        if snapshot.best_step != result["best_step"].as_u64() {
+            d.faults.push(format!("best at {:?}", snapshot.best_step));
+        }
+        // The best weights are back: evaluating them again gives the best value.
+        let again = session.evaluate().unwrap().loss;
+        let best = result["loaded_best_token_weighted_loss"].as_f64().unwrap();
+        d.eval_loss = d.eval_loss.max(relative(again, best));
+        if Some(again) != snapshot.best_value {
+            d.faults
+                .push(format!("restored weights evaluate to {again}"));
+        }
+    }
+}
+
+/// Norm of every saved tensor. Not after an early stop, whose recording holds the last weights.
+fn check_params(trace: &Value, session: &mut Session, folder: &Path, d: &mut Differences) {
+    if trace["result"]["stopped_early"].as_bool() == Some(true) {
+        return;
+    }
+    let saved = folder.join("saved");
+    session.save(&saved).unwrap();
+    let files = sft::io::WeightFiles::open(&saved).unwrap();
+    for (name, expected) in trace["final_params"].as_object().into_iter().flatten() {
+        let shape = files.shape(name).unwrap().to_vec();
+        let mut values = vec![0.0; shape.iter().product()];
+        files.read_f32(name, &shape, &mut values).unwrap();
+        let norm = values
+            .iter()
+            .map(|&x| f64::from(x).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        d.params = d.params.max(relative(norm, expected[0].as_f64().unwrap()));
+    }
+}
+
+#[test]
+fn every_recorded_run_is_within_its_bounds() {
+    use rayon::prelude::*;
+    let index = read_json(&fixtures().join("parity/index.json"));
+    let names: Vec<&str> = index["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["case"].as_str().unwrap())
+        .collect();
+    let traces: Vec<Value> = names
+        .iter()
+        .map(|name| read_json(&fixtures().join(format!("parity/{name}.json"))))
+        .collect();
+    let (later, traces): (Vec<Value>, Vec<Value>) = traces.into_iter().partition(|trace| {
+        let settings = &trace["settings"];
+        settings.get("lora").is_some() || settings["loss_type"] == "dft"
+    });
+    let results: Vec<Differences> = traces.par_iter().map(run).collect();
+
+    let mut table = format!(
+        "{:<48} {:>7} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}\n",
+        "case", "updates", "loss", "grad norm", "lr", "evals", "eval loss", "weights"
+    );
+    let mut failed = 0;
+    for (trace, d) in traces.iter().zip(&results) {
+        let within = d.loss <= LOSS
+            && d.grad_norm <= GRAD_NORM
+            && d.learning_rate <= LEARNING_RATE
+            && d.eval_loss <= EVAL_LOSS
+            && d.params <= LOSS
+            && d.faults.is_empty();
+        failed += usize::from(!within);
+        writeln!(
+            table,
+            "{:<48} {:>7} {:>9.1e} {:>9.1e} {:>9.1e} {:>6} {:>9.1e} {:>9.1e} {}{}",
+            trace["case"].as_str().unwrap(),
+            d.updates,
+            d.loss,
+            d.grad_norm,
+            d.learning_rate,
+            d.evals,
+            d.eval_loss,
+            d.params,
+            if within { "ok" } else { "OUT OF BOUNDS " },
+            d.faults.join("; ")
+        )
+        .unwrap();
+    }
+    writeln!(
+        table,
+        "bounds: loss {LOSS:e}, grad norm {GRAD_NORM:e}, lr {LEARNING_RATE:e} absolute, eval loss \
+         {EVAL_LOSS:e}; {} runs, {failed} out of bounds; {} recordings are of features that this \
+         version refuses by name",
+        traces.len(),
+        later.len()
+    )
+    .unwrap();
+    println!("{table}");
+    assert!(traces.len() >= 80, "{} recordings", traces.len());
+    assert_eq!(failed, 0, "\n{table}");
+}
