@@ -13,6 +13,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::families::Family;
 
 /// The names that `tokenizer_config.json` gives to special tokens.
 const SPECIAL_NAMES: [&str; 7] = [
@@ -71,10 +72,18 @@ impl Tokenizer {
             .with_truncation(None)
             .expect("no truncation is always valid");
 
+        let model = read_object(&folder.join("config.json"))?;
+        let model_type = model.get("model_type").and_then(Value::as_str);
+        let family = model_type.and_then(|name| Family::of(name).ok());
+        if let Some(replace) = family.and_then(|f| f.tokenizer) {
+            replace(&mut inner);
+        }
+
         let config = read_object(&folder.join("tokenizer_config.json"))?;
         let map = read_object(&folder.join("special_tokens_map.json"))?;
         let mut fingerprint = blake3::Hasher::new();
         fingerprint.update(&bytes);
+        fingerprint.update(model_type.unwrap_or_default().as_bytes());
         fingerprint.update(&serde_json::to_vec(&config).expect("JSON values are JSON"));
         fingerprint.update(&serde_json::to_vec(&map).expect("JSON values are JSON"));
 

@@ -8,21 +8,14 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
+use super::families::qwen2_tokenizer;
 use crate::{Error, ErrorKind, Result};
 
 /// The first token ids, in order.
 pub(super) const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-
-/// How text is cut before merging: contractions, words with the character before them, single digits,
-/// runs of punctuation, line ends, spaces. It is the pattern of Qwen2, for transformers gives every
-/// folder of that family this pattern and NFC, whatever its tokenizer.json says.
-const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// More merges than this take minutes to train and gain nothing on a small corpus.
 const MAX_TRAINED_VOCAB: usize = 16_384;
@@ -52,16 +45,9 @@ pub(super) fn train_tokenizer(vocab_size: usize, corpus: &[PathBuf]) -> Result<S
         .initial_alphabet(alphabet.into_iter().collect())
         .special_tokens(SPECIAL_TOKENS.map(|t| AddedToken::from(t, true)).to_vec())
         .build();
-    let pattern = SplitPattern::Regex(SPLIT.into());
-    let split =
-        Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(tokenizer_error)?;
-    let byte_level = ByteLevel::new(false, true, false);
-    let pre_tokenizer = Sequence::new(vec![split.into(), byte_level.into()]);
+    // Qwen2's cut for every family, since transformers gives a qwen2 folder no other.
     let mut tokenizer = Tokenizer::new(BPE::default());
-    tokenizer
-        .with_normalizer(Some(NFC))
-        .with_pre_tokenizer(Some(pre_tokenizer))
-        .with_decoder(Some(byte_level));
+    qwen2_tokenizer(&mut tokenizer);
 
     let failure = Arc::new(Mutex::new(None));
     let texts = corpus

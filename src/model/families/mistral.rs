@@ -10,6 +10,7 @@ pub(super) const FAMILY: Family = Family {
     architecture: "MistralForCausalLM",
     default_bos_token_id: Some(1),
     default_eos_token_id: Some(2),
+    tokenizer: None,
     read,
 };
 

@@ -22,6 +22,7 @@ use super::spec::{ModelSpec, Rope};
 use crate::{Error, ErrorKind, Result};
 
 pub use config_json::{ConfigJson, read_json_object};
+pub(super) use qwen2::qwen2_tokenizer;
 
 /// One architecture: how it is named and how its configuration is read.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,10 @@ pub struct Family {
     pub default_bos_token_id: Option<u32>,
     /// `eos_token_id` where the file has none.
     pub default_eos_token_id: Option<u32>,
+    /// What transformers puts in the place of the tokenizer.json's normalizer and pre-tokenizer, for
+    /// the families whose folders it never believes. A model must be trained on the ids that it will
+    /// be asked with.
+    pub tokenizer: Option<fn(&mut tokenizers::Tokenizer)>,
     /// Reads the family's own options.
     read: fn(&ConfigJson) -> Result<ModelSpec>,
 }

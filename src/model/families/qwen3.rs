@@ -10,6 +10,7 @@ pub(super) const FAMILY: Family = Family {
     architecture: "Qwen3ForCausalLM",
     default_bos_token_id: None,
     default_eos_token_id: None,
+    tokenizer: None,
     read,
 };
 
