@@ -1,0 +1,213 @@
+//! Tokenised rows on disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sft::data::{DataOptions, DataReport, Dataset};
+
+use crate::{template, tokenizer};
+
+/// A data file and a cache folder.
+struct Setup {
+    folder: tempfile::TempDir,
+}
+
+impl Setup {
+    fn new(rows: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let setup = Self { folder };
+        setup.write(rows);
+        setup
+    }
+
+    fn write(&self, rows: usize) {
+        let line =
+            |i| format!("{{\"prompt\": \"Question {i}?\", \"completion\": \" answer {i}\"}}\n");
+        let lines: String = (0..rows).map(line).collect();
+        fs::write(self.data(), lines).expect("a data file");
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("train.jsonl")
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    fn cached_files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.cache()).expect("the cache folder");
+        entries.map(|e| e.expect("an entry").path()).collect()
+    }
+
+    fn options(&self) -> DataOptions {
+        DataOptions {
+            cache_dir: Some(self.cache()),
+            ..DataOptions::default()
+        }
+    }
+
+    fn open(&self, options: &DataOptions) -> (Dataset, DataReport) {
+        let tokenizer = tokenizer();
+        let template = template(&tokenizer);
+        Dataset::open(&[self.data()], &tokenizer, Some(&template), options).expect("valid rows")
+    }
+}
+
+fn rows(dataset: &Dataset) -> Vec<(Vec<i32>, Vec<i32>)> {
+    let row = |i| dataset.document(i);
+    let rows = (0..dataset.documents()).map(row);
+    rows.map(|(ids, labels)| (ids.to_vec(), labels.to_vec()))
+        .collect()
+}
+
+fn flip_bit(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).expect("the cached file");
+    let at = at % bytes.len();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).expect("the damaged file");
+}
+
+#[test]
+fn a_second_run_reads_the_same_rows_from_the_cache() {
+    let setup = Setup::new(50);
+    let (fresh, report) = setup.open(&setup.options());
+    assert!(!report.from_cache);
+    let (cached, again) = setup.open(&setup.options());
+    assert!(again.from_cache);
+    assert_eq!(rows(&fresh), rows(&cached));
+    assert_eq!(
+        DataReport {
+            from_cache: false,
+            ..again
+        },
+        report
+    );
+    let uncached = setup.open(&DataOptions::default());
+    assert_eq!(rows(&uncached.0), rows(&fresh));
+    // Only the finished file is left.
+    assert_eq!(setup.cached_files().len(), 1);
+}
+
+#[test]
+fn a_damaged_or_torn_file_is_built_anew() {
+    let setup = Setup::new(20);
+    let (fresh, _) = setup.open(&setup.options());
+    let path = setup.cached_files().remove(0);
+    let size = fs::metadata(&path).expect("the file").len() as usize;
+    for at in [0, 9, 17, 30, 60, 100, size / 2, size - 1] {
+        flip_bit(&path, at);
+        let (rebuilt, report) = setup.open(&setup.options());
+        assert!(!report.from_cache, "bit flipped at {at}");
+        assert_eq!(rows(&rebuilt), rows(&fresh));
+        assert!(setup.open(&setup.options()).1.from_cache);
+    }
+    for keep in [0, 50, size / 2, size - 1] {
+        let bytes = fs::read(&path).expect("the file");
+        fs::write(&path, &bytes[..keep]).expect("a torn file");
+        let (rebuilt, report) = setup.open(&setup.options());
+        assert!(!report.from_cache, "cut to {keep}");
+        assert_eq!(rows(&rebuilt), rows(&fresh));
+    }
+}
+
+#[test]
+fn whatever_decides_the_tokens_decides_the_file() {
+    let setup = Setup::new(5);
+    setup.open(&setup.options());
+    let changed = [
+        DataOptions {
+            completion_only_loss: Some(false),
+            ..setup.options()
+        },
+        DataOptions {
+            vocab_size: Some(4096),
+            ..setup.options()
+        },
+        DataOptions {
+            dataset_text_field: "completion".into(),
+            ..setup.options()
+        },
+    ];
+    for options in &changed {
+        assert!(!setup.open(options).1.from_cache, "{options:?}");
+        assert!(setup.open(options).1.from_cache, "{options:?}");
+    }
+    // Length and packing are applied when reading.
+    let mut packed = setup.options();
+    packed.rows.max_length = Some(16);
+    packed.rows.packing = Some(sft::data::Packing::Bfd);
+    assert!(setup.open(&packed).1.from_cache);
+    // Other content, other rows.
+    setup.write(6);
+    let (dataset, report) = setup.open(&setup.options());
+    assert!(!report.from_cache);
+    assert_eq!(dataset.len(), 6);
+}
+
+#[test]
+fn a_failed_run_leaves_nothing_behind() {
+    let setup = Setup::new(3);
+    let mut lines = fs::read_to_string(setup.data()).expect("the data");
+    lines.push_str("{broken\n");
+    fs::write(setup.data(), lines).expect("a data file");
+    let tokenizer = tokenizer();
+    let error = Dataset::open(&[setup.data()], &tokenizer, None, &setup.options());
+    assert!(error.is_err());
+    assert!(
+        setup.cached_files().is_empty(),
+        "{:?}",
+        setup.cached_files()
+    );
+}
+
+/// Peak resident memory of this process in KiB.
+#[cfg(target_os = "linux")]
+fn peak_memory() -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"));
+    let number = line.and_then(|l| l.split_whitespace().nth(1));
+    number.and_then(|n| n.parse().ok()).expect("a number")
+}
+
+/// Three million tokens take 24 MB as ids and labels; the text takes as much. Only the row index
+/// (4 bytes a document) and one chunk of lines may lie in memory while they are prepared.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_data() {
+    let rows = 200_000;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("train.jsonl");
+    {
+        use std::io::Write;
+        let mut out = std::io::BufWriter::new(fs::File::create(&path).expect("a file"));
+        let ids: Vec<i32> = (0..64).collect();
+        for i in 0..rows {
+            writeln!(
+                out,
+                "{{\"input_ids\": {ids:?}, \"labels\": {:?}}}",
+                vec![i % 7; 64]
+            )
+            .expect("a row");
+        }
+    }
+    let tokenizer = tokenizer();
+    let mut before = 0;
+    let (dataset, report) = Dataset::open_with(
+        &[path],
+        &tokenizer,
+        None,
+        &DataOptions::default(),
+        &mut |progress| {
+            // What the first rows take, everything takes.
+            if progress.rows < 5000 {
+                before = peak_memory();
+            }
+            true
+        },
+    )
+    .expect("valid rows");
+    assert_eq!(report.tokens, 64 * rows as u64);
+    assert_eq!(dataset.len(), rows as usize);
+    drop(dataset);
+}
