@@ -271,7 +271,7 @@ impl Encoder<'_> {
             }
             Row::Text(text) => {
                 let text = self.with_eos(text);
-                let ids = self.tokenizer.encode(&text, true)?.ids;
+                let ids = self.tokenizer.ids(&text, true)?;
                 Ok(Document {
                     labels: ids.clone(),
                     ids,
@@ -279,9 +279,9 @@ impl Encoder<'_> {
                 })
             }
             Row::PromptCompletion { prompt, completion } => {
-                let prompt_ids = self.tokenizer.encode(&prompt, true)?.ids;
+                let prompt_ids = self.tokenizer.ids(&prompt, true)?;
                 let whole = prompt + &self.with_eos(completion);
-                let ids = self.tokenizer.encode(&whole, true)?.ids;
+                let ids = self.tokenizer.ids(&whole, true)?;
                 Ok(self.prompt_and_completion(&prompt_ids, ids, None))
             }
             Row::Messages { messages, chat } => {
@@ -305,7 +305,7 @@ impl Encoder<'_> {
                     variables: Some(&variables),
                     add_generation_prompt: true,
                 })?;
-                let prompt_ids = self.tokenizer.encode(&prompt_text, false)?.ids;
+                let prompt_ids = self.tokenizer.ids(&prompt_text, false)?;
                 let whole = [prompt, completion].concat();
                 let (ids, mask) = self.conversation(&whole, &chat)?;
                 Ok(self.prompt_and_completion(&prompt_ids, ids, mask))
@@ -350,7 +350,7 @@ impl Encoder<'_> {
         };
         if !self.options.assistant_only_loss {
             let text = self.template()?.render(&conversation)?;
-            return Ok((self.tokenizer.encode(&text, false)?.ids, None));
+            return Ok((self.tokenizer.ids(&text, false)?, None));
         }
         let (text, spans) = self.template()?.render_with_spans(&conversation)?;
         let encoding = self.tokenizer.encode(&text, false)?;
