@@ -52,29 +52,32 @@ pub(super) fn labels(ids: &[i32], masks: &[Vec<bool>]) -> Vec<i32> {
 mod tests {
     use super::*;
 
+    fn covered_by(offsets: &[(usize, usize)], span: Range<usize>) -> Vec<bool> {
+        covered(offsets, std::slice::from_ref(&span))
+    }
+
     #[test]
     fn a_span_whose_end_has_no_token_stops_there() {
         // "ab cd" + dropped space + "ef": the blanks at 2 and 5 belong to no token.
         let offsets = [(0, 1), (1, 2), (3, 4), (4, 5), (6, 8)];
         assert_eq!(
-            covered(&offsets, &[3..6]),
+            covered_by(&offsets, 3..6),
             [false, false, true, true, false]
         );
-        let nothing = [2..3];
-        assert_eq!(covered(&offsets, &nothing), [false; 5]);
+        assert_eq!(covered_by(&offsets, 2..3), [false; 5]);
     }
 
     #[test]
     fn tokens_without_text_count_inside_a_span_only() {
         let offsets = [(0, 2), (2, 2), (2, 4), (4, 4), (4, 6)];
-        assert_eq!(covered(&offsets, &[0..4]), [true, true, true, false, false]);
-        assert!(covered(&[], &[0..4]).is_empty());
+        assert_eq!(covered_by(&offsets, 0..4), [true, true, true, false, false]);
+        assert!(covered_by(&[], 0..4).is_empty());
     }
 
     #[test]
     fn all_tokens_of_a_split_character_belong_to_its_span() {
         let offsets = [(0, 1), (1, 5), (1, 5), (1, 5), (5, 6)];
-        assert_eq!(covered(&offsets, &[1..5]), [false, true, true, true, false]);
+        assert_eq!(covered_by(&offsets, 1..5), [false, true, true, true, false]);
     }
 
     #[test]
