@@ -170,6 +170,11 @@ pub(super) unsafe fn batches(first: *const sft_batch, count: usize) -> Result<Ve
 /// # Safety
 /// The pointers of `batch` hold as many values as its counts say.
 unsafe fn to_batch(batch: &sft_batch) -> Result<Batch> {
+    if batch.reserved != 0 {
+        return Err(invalid(
+            "reserved is not 0: zero the struct before filling it in",
+        ));
+    }
     if batch.n_tokens > i32::MAX as usize {
         let message = format!("n_tokens is {}, more than {}", batch.n_tokens, i32::MAX);
         return Err(invalid(message));

@@ -85,8 +85,8 @@ pub extern "C" fn sft_config_last_error(config: *const sft_config) -> *const c_c
     })
 }
 
-/// Sets the keys of a JSON object of len bytes of UTF-8 (no NUL at the end is needed). All of them or, on an
-/// error, none.
+/// Sets the keys of a JSON object, which is len bytes of UTF-8 and needs no NUL at its end: all of
+/// them or, on an error, none.
 ///
 /// Errors: SFT_ERR_CONFIG for malformed JSON or a value of the wrong type, SFT_ERR_UNKNOWN_KEY,
 /// SFT_ERR_UNSUPPORTED, SFT_ERR_INVALID_ARGUMENT.
@@ -110,8 +110,8 @@ pub unsafe extern "C" fn sft_config_merge_json(
 }
 
 /// Sets one key to a text, which is read as the key needs it: "5" sets a number, "null" clears an
-/// optional key, JSON sets a nested one. A key with dots reaches inside a nested one, such as
-/// "stop.max_seconds". Both strings are copied.
+/// optional key, JSON sets a nested one such as "stop". A key with dots reaches inside a nested one:
+/// "lr_scheduler_kwargs.num_cycles". Both strings are copied.
 ///
 /// Errors: SFT_ERR_CONFIG for a value of the wrong type, SFT_ERR_UNKNOWN_KEY, SFT_ERR_UNSUPPORTED,
 /// SFT_ERR_INVALID_ARGUMENT.

@@ -13,7 +13,7 @@ use crate::report::{EvalReport, Snapshot, StepReport};
 pub struct sft_batch {
     /// sizeof(sft_batch), the same in every batch of an array.
     pub struct_size: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
     /// n_tokens token ids, each from 0 to below the size of the model's vocabulary.
     pub tokens: *const i32,
@@ -123,9 +123,10 @@ pub struct sft_snapshot {
     pub has_best: i32,
     /// 1 if the weights are those of the best step, put back when the run ended, else 0.
     pub restored_best: i32,
-    /// The update after which the watched metric was best; 0 where that is not known.
+    /// The update after which the best value was seen; 0 where that is not known.
     pub best_step: u64,
-    /// The best value of the watched metric.
+    /// The best value so far of the metric that metric_for_best_model names; without it, of the first
+    /// plateau rule's, else of the evaluation loss, else of the training loss.
     pub best_value: f64,
     /// Patience that the plateau rule has used up.
     pub patience_used: u64,

@@ -110,8 +110,8 @@ pub unsafe extern "C" fn sft_step(
 /// borrowed for the call. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has
 /// ended.
 ///
-/// Errors: SFT_ERR_BATCH or SFT_ERR_INVALID_ARGUMENT for a malformed micro-batch, which nothing has
-/// changed for; SFT_ERR_IO as sft_step.
+/// Errors: SFT_ERR_BATCH or SFT_ERR_INVALID_ARGUMENT for a malformed micro-batch: nothing was done.
+/// SFT_ERR_IO as sft_step.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_step_batch(
     session: *mut sft_session,
@@ -149,7 +149,8 @@ unsafe fn write_step(
 /// Evaluates on the evaluation rows now. The result is logged and seen by the stop rules. Writes the
 /// report to *out; out may be NULL. Also after the run has ended.
 ///
-/// Errors: SFT_ERR_DATA if there are no evaluation rows; SFT_ERR_CANCELLED.
+/// Errors: SFT_ERR_DATA if there are no evaluation rows; SFT_ERR_CANCELLED; SFT_ERR_IO if the log
+/// cannot be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_evaluate(
     session: *mut sft_session,
@@ -206,7 +207,8 @@ unsafe fn write_eval(
 /// it by its metric; a built-in name such as "eval_loss" stands for that metric, so a host may
 /// evaluate by itself. NaN is allowed and never counts as progress.
 ///
-/// Errors: SFT_ERR_INVALID_ARGUMENT if metric is NULL, empty or not UTF-8.
+/// Errors: SFT_ERR_INVALID_ARGUMENT if metric is NULL, empty or not UTF-8; SFT_ERR_IO if what is due
+/// at the end of the run cannot be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_observe(
     session: *mut sft_session,
@@ -335,4 +337,65 @@ pub extern "C" fn sft_last_error(session: *const sft_session) -> *const c_char {
         Some(handle) => handle.session.last_error(),
         None => NOT_A_HANDLE.as_ptr(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capi::{sft_config_free, sft_config_new, sft_config_set_str};
+    use std::ffi::{CStr, CString};
+
+    #[test]
+    fn a_panic_inside_a_session_poisons_it_and_free_stays_legal() {
+        let output = tempfile::tempdir().unwrap();
+        let model = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/models/llama-tiny"
+        );
+        let config = sft_config_new();
+        for (key, value) in [
+            (c"model_name_or_path", model),
+            (c"output_dir", output.path().to_str().unwrap()),
+            (c"max_steps", "5"),
+            (c"max_length", "8"),
+        ] {
+            let value = CString::new(value).unwrap();
+            // SAFETY: both are NUL-terminated.
+            let status = unsafe { sft_config_set_str(config, key.as_ptr(), value.as_ptr()) };
+            assert_eq!(status, SFT_OK);
+        }
+        let mut session = std::ptr::null_mut();
+        // SAFETY: the place can be written to.
+        assert_eq!(unsafe { sft_start(config, &mut session) }, SFT_OK);
+        assert!(!sft_should_stop(session));
+
+        let status = with_session(session, |_| panic!("injected"));
+        assert_eq!(status, SFT_ERR_PANIC);
+        let text = || {
+            // SAFETY: the text is NUL-terminated and nothing else is called meanwhile.
+            let text = unsafe { CStr::from_ptr(sft_last_error(session)) };
+            text.to_str().unwrap().to_owned()
+        };
+        assert!(text().contains("injected"), "{}", text());
+        // SAFETY: NULL is allowed for the report.
+        assert_eq!(
+            unsafe { sft_step(session, std::ptr::null_mut()) },
+            SFT_ERR_POISONED
+        );
+        // SAFETY: the strings are NUL-terminated.
+        unsafe {
+            assert_eq!(
+                sft_observe(session, c"mine".as_ptr(), 1.0),
+                SFT_ERR_POISONED
+            );
+            assert_eq!(sft_save(session, c"x".as_ptr()), SFT_ERR_POISONED);
+        }
+        assert!(text().contains("injected"), "the first text stays");
+        assert!(sft_should_stop(session), "nothing can be stepped");
+        sft_session_free(session);
+        // SAFETY: NULL is allowed for the report.
+        let status = unsafe { sft_step(session, std::ptr::null_mut()) };
+        assert_eq!(status, SFT_ERR_INVALID_ARGUMENT);
+        sft_config_free(config);
+    }
 }

@@ -1,0 +1,452 @@
+/* What the header promises beyond the examples, each promise a function. */
+#define _POSIX_C_SOURCE 200809L
+#include <sft.h>
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char **arguments; /* program, model, rows, output folder */
+
+#define EXPECT(truth)                                                     \
+    do {                                                                  \
+        if (!(truth)) {                                                   \
+            fprintf(stderr, "%s:%d: %s\n", __func__, __LINE__, #truth);   \
+            exit(1);                                                      \
+        }                                                                 \
+    } while (0)
+
+#define IS(expected, call)                                                              \
+    do {                                                                                \
+        sft_status status_ = call;                                                      \
+        if (status_ != expected) {                                                      \
+            fprintf(stderr, "%s:%d: %s is %s\n", __func__, __LINE__, #call,             \
+                    sft_status_name(status_));                                          \
+            exit(1);                                                                    \
+        }                                                                               \
+    } while (0)
+
+static sft_config *configured(const char *json) {
+    sft_config *config = sft_config_new();
+    EXPECT(config);
+    IS(SFT_OK, sft_config_set_str(config, "model_name_or_path", arguments[1]));
+    IS(SFT_OK, sft_config_set_str(config, "dataset_name", arguments[2]));
+    IS(SFT_OK, sft_config_set_str(config, "output_dir", arguments[3]));
+    IS(SFT_OK, sft_config_set_bool(config, "overwrite_output_dir", 1));
+    IS(SFT_OK, sft_config_set_str(config, "save_strategy", "no"));
+    IS(SFT_OK, sft_config_set_i64(config, "max_length", 256));
+    IS(SFT_OK, sft_config_merge_json(config, json, strlen(json)));
+    return config;
+}
+
+static sft_session *started(sft_config *config) {
+    sft_session *session = NULL;
+    sft_status status = sft_start(config, &session);
+    if (status != SFT_OK) fprintf(stderr, "%s\n", sft_config_last_error(config));
+    IS(SFT_OK, status);
+    EXPECT(session);
+    return session;
+}
+
+static void versions_agree(void) {
+    EXPECT(sft_abi_version() == SFT_ABI_VERSION);
+    EXPECT(!strcmp(sft_version(), SFT_VERSION));
+    char parts[64];
+    snprintf(parts, sizeof parts, "%d.%d.%d", SFT_VERSION_MAJOR, SFT_VERSION_MINOR,
+             SFT_VERSION_PATCH);
+    EXPECT(!strcmp(sft_version(), parts));
+    EXPECT(strstr(sft_build_info(), "\"devices\":[\"cpu\"]"));
+    EXPECT(!strcmp(sft_status_name(SFT_ERR_BUSY), "SFT_ERR_BUSY"));
+    EXPECT(!strcmp(sft_stop_reason_name(SFT_STOP_PLATEAU), "plateau"));
+}
+
+static void errors_name_the_key_and_change_nothing(void) {
+    sft_config *config = sft_config_new();
+    EXPECT(!strcmp(sft_config_last_error(config), ""));
+    IS(SFT_ERR_UNKNOWN_KEY, sft_config_set_f64(config, "learning_rat", 0.1));
+    EXPECT(strstr(sft_config_last_error(config), "learning_rate"));
+    IS(SFT_ERR_CONFIG, sft_config_set_f64(config, "learning_rate", NAN));
+    IS(SFT_ERR_CONFIG, sft_config_set_str(config, "max_steps", "many"));
+    EXPECT(strstr(sft_config_last_error(config), "max_steps"));
+    /* A document is taken whole or not at all, and its length counts, not a NUL. */
+    const char bad[] = "{\"max_steps\": 7, \"nonsense\": 1}";
+    IS(SFT_ERR_UNKNOWN_KEY, sft_config_merge_json(config, bad, strlen(bad)));
+    const char good[] = "{\"max_steps\": 5}garbage";
+    IS(SFT_OK, sft_config_merge_json(config, good, strlen("{\"max_steps\": 5}")));
+    IS(SFT_ERR_CONFIG, sft_config_merge_json(config, good, strlen(good)));
+    IS(SFT_ERR_CONFIG, sft_config_merge_json(config, "", 0));
+    IS(SFT_OK, sft_config_set_bool(config, "packing", 2));
+    IS(SFT_OK, sft_config_set_str(config, "lr_scheduler_kwargs.num_cycles", "2"));
+    char *json = NULL;
+    IS(SFT_OK, sft_config_to_json(config, &json));
+    EXPECT(strstr(json, "\"max_steps\": 5"));
+    EXPECT(strstr(json, "\"packing\": true"));
+    sft_config *copy = sft_config_new();
+    IS(SFT_OK, sft_config_merge_json(copy, json, strlen(json)));
+    char *again = NULL;
+    IS(SFT_OK, sft_config_to_json(copy, &again));
+    EXPECT(!strcmp(json, again));
+    sft_string_free(json);
+    sft_string_free(json);
+    sft_string_free(again);
+    sft_config_free(copy);
+    sft_config_free(config);
+}
+
+static void a_failed_start_writes_nothing(void) {
+    sft_config *config = configured("{\"max_steps\": 1}");
+    sft_session *session = (sft_session *)arguments;
+    IS(SFT_OK, sft_config_set_str(config, "model_name_or_path", "/no/such/model"));
+    sft_status status = sft_start(config, &session);
+    EXPECT(status >= 300 && status < 600);
+    EXPECT(strstr(sft_config_last_error(config), "/no/such/model"));
+    EXPECT(session == (sft_session *)arguments);
+    sft_memory_plan plan = {.struct_size = sizeof plan, .total_bytes = 1};
+    EXPECT(sft_plan(config, &plan) == status);
+    EXPECT(plan.total_bytes == 1);
+    sft_config_free(config);
+}
+
+static void the_plan_adds_up(void) {
+    sft_config *config = configured("{\"max_steps\": 1}");
+    sft_memory_plan plan = {.struct_size = sizeof plan};
+    IS(SFT_OK, sft_plan(config, &plan));
+    EXPECT(plan.weights_bytes > 0 && plan.gradients_bytes >= plan.weights_bytes);
+    EXPECT(plan.optimizer_bytes >= 2 * plan.weights_bytes);
+    EXPECT(plan.lower_bound_bytes <= plan.total_bytes);
+    char *json = NULL;
+    IS(SFT_OK, sft_plan_json(config, &json));
+    char total[64];
+    snprintf(total, sizeof total, "\"total_bytes\":%llu", (unsigned long long)plan.total_bytes);
+    EXPECT(strstr(json, total) && strstr(json, "\"segments\":[{"));
+    sft_string_free(json);
+    sft_config_free(config);
+}
+
+static void structs_of_another_size_are_met(void) {
+    sft_config *config = configured("{\"max_steps\": 10}");
+    sft_session *session = started(config);
+    sft_snapshot snapshot = {.struct_size = sizeof snapshot};
+    IS(SFT_OK, sft_snapshot_get(session, &snapshot));
+    EXPECT(snapshot.step == 0 && snapshot.has_best == 0 && isnan(snapshot.best_value));
+    union {
+        sft_step_report report;
+        unsigned char bytes[2 * sizeof(sft_step_report)];
+    } place;
+    /* An older host: no byte beyond what it knows is touched. */
+    memset(&place, 0xee, sizeof place);
+    place.report.struct_size = offsetof(sft_step_report, loss);
+    IS(SFT_OK, sft_step(session, &place.report));
+    EXPECT(place.report.step == 1);
+    EXPECT(place.report.struct_size == offsetof(sft_step_report, loss));
+    for (size_t i = offsetof(sft_step_report, loss); i < sizeof place; i++) {
+        EXPECT(place.bytes[i] == 0xee);
+    }
+    /* A newer host: what the library does not know stays. */
+    place.report.struct_size = sizeof place;
+    IS(SFT_OK, sft_step(session, &place.report));
+    EXPECT(place.report.step == 2 && isfinite(place.report.loss));
+    EXPECT(place.report.has_eval == 0 && isnan(place.report.eval_loss));
+    for (size_t i = sizeof place.report; i < sizeof place; i++) EXPECT(place.bytes[i] == 0xee);
+    /* A host that forgot it: refused before anything is done. */
+    place.report.struct_size = 0;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step(session, &place.report));
+    EXPECT(strstr(sft_last_error(session), "sizeof(sft_step_report)"));
+    IS(SFT_OK, sft_snapshot_get(session, &snapshot));
+    EXPECT(snapshot.step == 2 && snapshot.total_steps == 10);
+    EXPECT(snapshot.stop_reason == SFT_STOP_NONE && snapshot.restored_best == 0);
+    EXPECT(snapshot.has_best == 1 && isfinite(snapshot.best_value)); /* the least training loss */
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
+static void an_ended_run_stays_ended(void) {
+    sft_config *config = configured("{\"max_steps\": 2, \"eval_strategy\": \"steps\","
+                                    "\"eval_steps\": 1, \"val_size\": 2}");
+    sft_session *session = started(config);
+    sft_step_report report = {.struct_size = sizeof report};
+    IS(SFT_OK, sft_step(session, &report));
+    EXPECT(report.stop_reason == SFT_STOP_NONE && !sft_should_stop(session));
+    EXPECT(report.has_eval == 1 && isfinite(report.eval_loss) && report.eval_supervised_tokens > 0);
+    IS(SFT_OK, sft_step(session, &report));
+    EXPECT(report.stop_reason == SFT_STOP_MAX_STEPS);
+    EXPECT(sft_should_stop(session) && sft_stop_reason(session) == SFT_STOP_MAX_STEPS);
+    sft_step_report untouched = {.struct_size = sizeof untouched, .step = 77};
+    IS(SFT_STOPPED, sft_step(session, &untouched));
+    EXPECT(untouched.step == 77);
+    sft_eval_report eval = {.struct_size = sizeof eval};
+    IS(SFT_OK, sft_evaluate(session, &eval));
+    EXPECT(eval.step == 2 && eval.stop_reason == SFT_STOP_MAX_STEPS);
+    EXPECT(fabs(eval.loss - report.eval_loss) < 1e-12);
+    EXPECT(!strcmp(sft_last_error(session), ""));
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
+static void batches_are_checked(void) {
+    sft_config *config = configured("{\"max_steps\": 100, \"dataset_name\": null}");
+    sft_session *session = started(config);
+    sft_step_report report = {.struct_size = sizeof report};
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step(session, &report));
+    EXPECT(strstr(sft_last_error(session), "step_batch"));
+    int32_t tokens[] = {5, 6, 7, 8, 9, 10}, starts[] = {0, 3};
+    sft_batch batch = {.struct_size = sizeof batch, .tokens = tokens, .n_tokens = 6};
+    IS(SFT_OK, sft_step_batch(session, &batch, 1, &report)); /* one sequence, all supervised */
+    EXPECT(report.supervised_tokens == 5 && report.tokens == 6);
+    batch.seq_starts = starts;
+    batch.n_seqs = 2;
+    sft_eval_report eval = {.struct_size = sizeof eval};
+    IS(SFT_OK, sft_evaluate_batch(session, &batch, 1, &eval));
+    EXPECT(eval.supervised_tokens == 4 && eval.tokens == 6);
+
+    IS(SFT_ERR_BATCH, sft_step_batch(session, &batch, 0, &report));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, NULL, 1, &report));
+    tokens[4] = 2048; /* the size of the vocabulary */
+    sft_batch two[] = {batch, batch};
+    IS(SFT_ERR_BATCH, sft_step_batch(session, two, 2, &report));
+    EXPECT(strstr(sft_last_error(session), "tokens[4]"));
+    tokens[4] = 9;
+    two[1].struct_size = 0;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, two, 2, &report));
+    EXPECT(strstr(sft_last_error(session), "batch 1"));
+    two[1] = batch;
+    two[1].seq_starts = NULL;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, two, 2, &report));
+    two[1] = batch;
+    two[1].n_tokens = SIZE_MAX;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, two, 2, &report));
+    two[1] = batch;
+    two[1].tokens = NULL;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, two, 2, &report));
+    two[1] = batch;
+    two[1].reserved = 1;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, two, 2, &report));
+    starts[1] = 0;
+    IS(SFT_ERR_BATCH, sft_step_batch(session, &batch, 1, &report));
+    starts[1] = 3;
+
+    /* A newer host's batches lie further apart. */
+    struct {
+        sft_batch known;
+        double new_field;
+    } newer[2] = {{batch, 1.0}, {batch, 2.0}};
+    newer[0].known.struct_size = newer[1].known.struct_size = sizeof newer[0];
+    IS(SFT_OK, sft_step_batch(session, &newer[0].known, 2, &report));
+    EXPECT(report.step == 2 && report.supervised_tokens == 8);
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_observe(session, "", 1.0));
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
+static void the_metric_of_the_host_ends_the_run(void) {
+    sft_config *config = configured("{\"max_steps\": 100, \"stop\": [{\"rule\": \"target\","
+                                    "\"metric\": \"mine\", \"at_least\": 2.0}]}");
+    sft_session *session = started(config);
+    IS(SFT_OK, sft_step(session, NULL));
+    IS(SFT_OK, sft_observe(session, "mine", NAN));
+    IS(SFT_OK, sft_observe(session, "mine", 1.0));
+    EXPECT(!sft_should_stop(session));
+    IS(SFT_OK, sft_observe(session, "mine", 2.0));
+    EXPECT(sft_should_stop(session) && sft_stop_reason(session) == SFT_STOP_TARGET_REACHED);
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
+static void export_refuses_what_it_cannot_do(void) {
+    sft_config *config = configured("{\"max_steps\": 1}");
+    sft_session *session = started(config);
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s/model", arguments[3]);
+    IS(SFT_ERR_UNSUPPORTED, sft_export(session, folder, SFT_EXPORT_ADAPTER));
+    IS(SFT_ERR_UNSUPPORTED, sft_export(session, folder, SFT_EXPORT_MERGED));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_export(session, folder, 0));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_save(session, ""));
+    IS(SFT_ERR_IO, sft_save(session, "/proc/no/such/folder"));
+    IS(SFT_OK, sft_save(session, folder));
+    IS(SFT_OK, sft_export(session, folder, SFT_EXPORT_FULL)); /* over the earlier one */
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
+typedef struct {
+    sft_config *config;
+    sft_session *session;
+    int calls, drops, logs, stop_at;
+} host;
+
+static int32_t call_back_in(void *user_data, const sft_step_report *report) {
+    host *self = user_data;
+    self->calls++;
+    EXPECT(report->struct_size == sizeof *report && report->step == (uint64_t)self->calls);
+    IS(SFT_ERR_BUSY, sft_step(self->session, NULL));
+    sft_snapshot snapshot = {.struct_size = sizeof snapshot};
+    IS(SFT_ERR_BUSY, sft_snapshot_get(self->session, &snapshot));
+    EXPECT(!strcmp(sft_last_error(self->session), ""));
+    EXPECT(!sft_should_stop(self->session));
+    IS(SFT_OK, sft_config_set_i64(self->config, "max_steps", 99)); /* another handle */
+    return self->calls == self->stop_at;
+}
+
+static void take_log(void *user_data, int32_t level, const char *message) {
+    host *self = user_data;
+    EXPECT(level == SFT_LOG_INFO || level == SFT_LOG_WARNING);
+    EXPECT(strlen(message) > 0);
+    if (!self->session) IS(SFT_ERR_BUSY, sft_config_set_i64(self->config, "max_steps", 98));
+    self->logs++;
+}
+
+static void count_drop(void *user_data) {
+    ((host *)user_data)->drops++;
+}
+
+static void a_callback_sees_busy_handles_and_can_stop_the_run(void) {
+    host self = {.stop_at = 3};
+    self.config = configured("{\"max_steps\": 100}");
+    IS(SFT_OK, sft_config_set_progress(self.config, call_back_in, &self, count_drop));
+    IS(SFT_OK, sft_config_set_log(self.config, take_log, &self, count_drop));
+    self.session = started(self.config);
+    EXPECT(self.logs > 0);
+    while (!sft_should_stop(self.session)) IS(SFT_OK, sft_step(self.session, NULL));
+    EXPECT(self.calls == 3 && sft_stop_reason(self.session) == SFT_STOP_CALLBACK);
+    /* Dropped once, by whoever lets go last. */
+    IS(SFT_OK, sft_config_set_progress(self.config, NULL, NULL, NULL));
+    EXPECT(self.drops == 0);
+    sft_session_free(self.session);
+    EXPECT(self.drops == 1);
+    sft_config_free(self.config);
+    EXPECT(self.drops == 2);
+    sft_config_free(self.config);
+    sft_session_free(self.session);
+    EXPECT(self.drops == 2);
+}
+
+static int32_t free_the_session(void *user_data, const sft_step_report *report) {
+    host *self = user_data;
+    (void)report;
+    sft_session_free(self->session);
+    EXPECT(self->drops == 0); /* it is at work */
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step(self->session, NULL));
+    return 0;
+}
+
+static void a_session_freed_by_its_callback_ends_its_call_first(void) {
+    host self = {0};
+    self.config = configured("{\"max_steps\": 100}");
+    IS(SFT_OK, sft_config_set_progress(self.config, free_the_session, &self, count_drop));
+    self.session = started(self.config);
+    sft_config_free(self.config);
+    IS(SFT_OK, sft_step(self.session, NULL));
+    EXPECT(self.drops == 1);
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step(self.session, NULL));
+}
+
+static void a_canceller_works_before_after_and_without_its_run(void) {
+    sft_canceller *canceller = sft_canceller_new();
+    sft_config *config = configured("{\"max_steps\": 100}");
+    IS(SFT_OK, sft_config_set_canceller(config, canceller));
+    sft_session *session = started(config);
+    /* Freed first: the run goes on and nobody can cancel it any more. */
+    sft_canceller_free(canceller);
+    sft_canceller_cancel(canceller);
+    IS(SFT_OK, sft_step(session, NULL));
+    EXPECT(!sft_should_stop(session));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_config_set_canceller(config, canceller));
+    sft_session_free(session);
+
+    canceller = sft_canceller_new();
+    IS(SFT_OK, sft_config_set_canceller(config, canceller));
+    session = started(config);
+    sft_canceller_cancel(canceller);
+    EXPECT(sft_should_stop(session) && sft_stop_reason(session) == SFT_STOP_CANCELLED);
+    IS(SFT_STOPPED, sft_step(session, NULL));
+    sft_session_free(session);
+    sft_canceller_cancel(canceller);
+
+    /* Already cancelled: nothing is loaded. */
+    IS(SFT_ERR_CANCELLED, sft_start(config, &session));
+    IS(SFT_OK, sft_config_set_canceller(config, NULL));
+    session = started(config);
+    sft_session_free(session);
+    sft_canceller_free(canceller);
+    sft_canceller_free(canceller);
+    sft_config_free(config);
+}
+
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int inside, leave;
+    sft_session *session;
+    sft_status status;
+} meeting;
+
+static int32_t wait_inside(void *user_data, const sft_step_report *report) {
+    meeting *at = user_data;
+    (void)report;
+    pthread_mutex_lock(&at->lock);
+    at->inside = 1;
+    pthread_cond_broadcast(&at->changed);
+    while (!at->leave) pthread_cond_wait(&at->changed, &at->lock);
+    pthread_mutex_unlock(&at->lock);
+    return 0;
+}
+
+static void *step_elsewhere(void *user_data) {
+    meeting *at = user_data;
+    at->status = sft_step(at->session, NULL);
+    return NULL;
+}
+
+static void a_call_that_overlaps_is_refused_and_looking_is_allowed(void) {
+    meeting at = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, NULL, -1};
+    sft_canceller *canceller = sft_canceller_new();
+    sft_config *config = configured("{\"max_steps\": 100}");
+    IS(SFT_OK, sft_config_set_progress(config, wait_inside, &at, NULL));
+    IS(SFT_OK, sft_config_set_canceller(config, canceller));
+    at.session = started(config);
+    pthread_t thread;
+    EXPECT(pthread_create(&thread, NULL, step_elsewhere, &at) == 0);
+    pthread_mutex_lock(&at.lock);
+    while (!at.inside) pthread_cond_wait(&at.changed, &at.lock);
+    pthread_mutex_unlock(&at.lock);
+
+    IS(SFT_ERR_BUSY, sft_step(at.session, NULL));
+    IS(SFT_ERR_BUSY, sft_observe(at.session, "mine", 1.0));
+    EXPECT(!sft_should_stop(at.session));
+    sft_canceller_cancel(canceller);
+    EXPECT(sft_should_stop(at.session));
+    /* Freed while a call is inside: the handle is gone at once, the memory when the call ends. */
+    sft_session *gone = at.session;
+    sft_session_free(gone);
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step(gone, NULL));
+
+    pthread_mutex_lock(&at.lock);
+    at.leave = 1;
+    pthread_cond_broadcast(&at.changed);
+    pthread_mutex_unlock(&at.lock);
+    pthread_join(thread, NULL);
+    IS(SFT_OK, at.status);
+    sft_config_free(config);
+    sft_canceller_free(canceller);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 4) return 2;
+    arguments = argv;
+    versions_agree();
+    errors_name_the_key_and_change_nothing();
+    a_failed_start_writes_nothing();
+    the_plan_adds_up();
+    structs_of_another_size_are_met();
+    an_ended_run_stays_ended();
+    batches_are_checked();
+    the_metric_of_the_host_ends_the_run();
+    export_refuses_what_it_cannot_do();
+    a_callback_sees_busy_handles_and_can_stop_the_run();
+    a_session_freed_by_its_callback_ends_its_call_first();
+    a_canceller_works_before_after_and_without_its_run();
+    a_call_that_overlaps_is_refused_and_looking_is_allowed();
+    return 0;
+}
