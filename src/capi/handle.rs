@@ -28,12 +28,8 @@ static SLOTS_TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 impl Page {
     const fn new() -> Self {
-        const FREE: Slot = Slot {
-            live_canceller: AtomicBool::new(false),
-            cancelled: AtomicBool::new(false),
-        };
         Self {
-            slots: [const { FREE }; SLOTS_PER_PAGE],
+            slots: [const { Slot::new() }; SLOTS_PER_PAGE],
             next: OnceLock::new(),
         }
     }
@@ -46,6 +42,13 @@ impl Page {
 }
 
 impl Slot {
+    const fn new() -> Self {
+        Self {
+            live_canceller: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
     /// A slot that nobody has had before.
     fn take() -> &'static Slot {
         let number = SLOTS_TAKEN.fetch_add(1, Ordering::Relaxed);
