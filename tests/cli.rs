@@ -68,6 +68,42 @@ fn replay_prints_one_object() {
 }
 
 #[test]
+fn replay_ends_where_the_peer_s_early_stopping_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = include_str!("fixtures/reference/early_stopping_traces.json");
+    let file: Value = serde_json::from_str(text).unwrap();
+    let mut checked = 0;
+    // One evaluation an update, no other option; a threshold of null raises in the peer.
+    let plain = |t: &&Value| t["args"] == json!({}) && t["threshold"].is_number();
+    for trace in file["traces"].as_array().unwrap().iter().filter(plain) {
+        let evals = trace["evals"].as_array().unwrap().iter().enumerate();
+        let log: String = evals
+            .map(|(i, x)| format!("{}\n", json!({"step": i + 1, "eval_loss": x})))
+            .collect();
+        let rules = json!({
+            "early_stopping_patience": trace["patience"],
+            "early_stopping_threshold": trace["threshold"],
+        });
+        let found = replay(folder.path(), &log, &rules.to_string());
+        let last = trace["records"].as_array().unwrap().last().unwrap();
+        let stopped = last["counter"].as_u64() >= trace["patience"].as_u64();
+        assert_eq!(found["stopped"], json!(stopped), "{}", trace["name"]);
+        let step = if stopped {
+            last["step"].clone()
+        } else {
+            Value::Null
+        };
+        assert_eq!(found["step"], step, "{}", trace["name"]);
+        for (ours, theirs) in [("best_step", "best_step"), ("best_value", "best_metric")] {
+            assert_eq!(found[ours], trace[theirs], "{}", trace["name"]);
+        }
+        assert_eq!(found["counter"], last["counter"], "{}", trace["name"]);
+        checked += 1;
+    }
+    assert!(checked >= 20, "{checked}");
+}
+
+#[test]
 fn replay_reads_the_rules_of_a_whole_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let log = "{\"step\": 1, \"eval_loss\": 1.0}\n{\"step\": 2, \"eval_loss\": 1.1}\n";
@@ -380,6 +416,28 @@ fn an_interrupt_finishes_the_update_saves_and_says_how_to_go_on() {
         text.contains("cancelled") && text.contains("--model_name_or_path out"),
         "{text}"
     );
+    assert!(folder.path().join("out/model.safetensors").exists());
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_does_not_cost_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(folder.path(), "max_steps: 9\n");
+    // A file where the checkpoint's folder should go.
+    std::fs::create_dir(folder.path().join("out")).unwrap();
+    std::fs::write(folder.path().join("out/checkpoint-3"), "in the way").unwrap();
+    let args = [
+        "train",
+        "--config",
+        "run.yaml",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "3",
+    ];
+    let (code, text) = failure(&sft(folder.path(), &args));
+    assert!(code == 1 && text.contains("checkpoint-3"), "{text}");
+    assert!(text.contains("weights after update 3 are in out"), "{text}");
     assert!(folder.path().join("out/model.safetensors").exists());
 }
 

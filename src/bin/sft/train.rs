@@ -53,7 +53,10 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     };
     let trained = train(&mut session, &mut progress, &mut curve, &begun);
     progress.finish();
-    trained?;
+    if let Err(error) = trained {
+        rescue(&mut session, &config.output_dir);
+        return Err(error);
+    }
     finish(&mut session, &config, &curve, args.config.as_deref())
 }
 
@@ -78,6 +81,22 @@ fn train(
             Err(error) if error.kind() == ErrorKind::Cancelled => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// What ends a run early, such as a checkpoint that cannot be written, must not cost the weights:
+/// tries to save them.
+fn rescue(session: &mut Session, out: &Path) {
+    let step = session.snapshot().step;
+    if step == 0 {
+        return;
+    }
+    match session.export(out, Export::Full) {
+        Ok(()) => console::error(&format!(
+            "the run ends here; the weights after update {step} are in {}",
+            out.display()
+        )),
+        Err(again) => console::error(&format!("the weights cannot be saved either: {again}")),
     }
 }
 
