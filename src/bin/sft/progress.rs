@@ -59,9 +59,9 @@ impl Progress {
         let template = match total {
             Some(total) => {
                 bar.set_length(total);
-                "{bar:24} {pos}/{len} · {wide_msg}"
+                "{bar:24} {pos}/{len} · {prefix}\n{msg}"
             }
-            None => "{spinner} {pos} · {wide_msg}",
+            None => "{spinner} {pos} · {prefix}\n{msg}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
@@ -72,16 +72,24 @@ impl Progress {
     /// Shows one update and, after it, the state of the stop rules.
     pub fn step(&mut self, report: &StepReport, state: &str) {
         self.figures.take_in(report);
-        let eta = self.figures.eta(report.step, self.total);
-        let text = format!("{}{eta}{state}", self.figures.describe(report));
+        let numbers = self.figures.numbers(report);
+        let pace = self.figures.pace(report, self.total);
         match &self.printer.0 {
             Some(bar) => {
                 bar.set_position(report.step);
-                bar.set_message(text);
+                bar.set_prefix(pace);
+                bar.set_message(format!("{numbers}\n{state}"));
             }
             None if report.step.is_multiple_of(self.every) => {
                 let total = self.total.map(|n| format!("/{n}")).unwrap_or_default();
-                console::line(&format!("step {}{total} · {text}", report.step));
+                let parts = [
+                    format!("step {}{total}", report.step),
+                    numbers,
+                    pace,
+                    state.to_owned(),
+                ];
+                let parts: Vec<String> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+                console::line(&parts.join(" · "));
             }
             None => {}
         }
@@ -146,26 +154,24 @@ impl Figures {
         self.seconds.take_in(report.seconds);
     }
 
-    /// The update in one line.
-    fn describe(&self, report: &StepReport) -> String {
+    /// What the update was.
+    fn numbers(&self, report: &StepReport) -> String {
         let smoothed = report.smoothed_loss.unwrap_or_else(|| self.loss.value());
         format!(
-            "epoch {:.2} · loss {:.4} (smoothed {smoothed:.4}) · lr {:.2e} · grad norm {:.3} · {:.0} \
-             tokens/s",
-            report.epoch,
-            report.loss,
-            report.learning_rate,
-            report.grad_norm,
-            self.tokens.value() / self.seconds.value(),
+            "loss {:.4} (smoothed {smoothed:.4}) · lr {:.2e} · grad norm {:.3}",
+            report.loss, report.learning_rate, report.grad_norm
         )
     }
 
-    fn eta(&self, step: u64, total: Option<u64>) -> String {
-        let left = total.map(|total| total.saturating_sub(step) as f64 * self.seconds.value());
-        match left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+    /// How fast it goes and what is left.
+    fn pace(&self, report: &StepReport, total: Option<u64>) -> String {
+        let rate = self.tokens.value() / self.seconds.value();
+        let left = total.map(|n| n.saturating_sub(report.step) as f64 * self.seconds.value());
+        let eta = match left.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
             Some(left) => format!(" · ETA {}", indicatif::HumanDuration(left)),
             None => String::new(),
-        }
+        };
+        format!("epoch {:.2} · {rate:.0} tokens/s{eta}", report.epoch)
     }
 }
 
@@ -192,44 +198,59 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_update_reads_as_one_line() {
+    fn after(reports: &[StepReport]) -> Figures {
         let mut figures = Figures::default();
-        figures.take_in(&report(1, 4.0));
+        reports.iter().for_each(|report| figures.take_in(report));
+        figures
+    }
+
+    #[test]
+    fn an_update_reads_as_numbers_and_pace() {
+        let figures = after(&[report(1, 4.0)]);
+        let numbers = figures.numbers(&report(1, 4.0));
         assert_eq!(
-            figures.describe(&report(1, 4.0)),
-            "epoch 0.50 · loss 4.0000 (smoothed 4.0000) · lr 2.00e-5 · grad norm 1.250 · 200 tokens/s"
+            numbers,
+            "loss 4.0000 (smoothed 4.0000) · lr 2.00e-5 · grad norm 1.250"
         );
+        let pace = figures.pace(&report(1, 4.0), Some(121));
+        assert_eq!(pace, "epoch 0.50 · 200 tokens/s · ETA 60 seconds");
     }
 
     #[test]
     fn a_loss_that_is_not_finite_leaves_the_smoothed_one_alone() {
-        let mut figures = Figures::default();
-        figures.take_in(&report(1, 4.0));
-        figures.take_in(&report(2, f64::NAN));
-        figures.take_in(&report(3, f64::INFINITY));
-        assert_eq!(figures.loss.value(), 4.0);
-        let text = figures.describe(&report(2, f64::NAN));
-        assert!(text.contains("loss NaN (smoothed 4.0000)"), "{text}");
+        let figures = after(&[
+            report(1, 4.0),
+            report(2, f64::NAN),
+            report(3, f64::INFINITY),
+        ]);
+        let numbers = figures.numbers(&report(2, f64::NAN));
+        assert!(
+            numbers.starts_with("loss NaN (smoothed 4.0000)"),
+            "{numbers}"
+        );
     }
 
     #[test]
     fn a_rules_own_smoothing_is_shown_before_ours() {
-        let mut figures = Figures::default();
-        figures.take_in(&report(1, 4.0));
         let ruled = StepReport {
             smoothed_loss: Some(3.25),
             ..report(1, 4.0)
         };
-        assert!(figures.describe(&ruled).contains("(smoothed 3.2500)"));
+        assert!(
+            after(&[report(1, 4.0)])
+                .numbers(&ruled)
+                .contains("(smoothed 3.2500)")
+        );
     }
 
     #[test]
-    fn the_time_left_needs_a_total_and_a_pace() {
-        let mut figures = Figures::default();
-        assert_eq!(figures.eta(1, Some(10)), "");
-        figures.take_in(&report(1, 4.0));
-        assert_eq!(figures.eta(1, Some(121)), " · ETA 60 seconds");
-        assert_eq!(figures.eta(1, None), "");
+    fn the_time_left_needs_a_total() {
+        let figures = after(&[report(1, 4.0)]);
+        assert!(!figures.pace(&report(1, 4.0), None).contains("ETA"));
+        assert!(
+            figures
+                .pace(&report(9, 4.0), Some(3))
+                .contains("ETA 0 seconds")
+        );
     }
 }

@@ -103,17 +103,18 @@ fn rescue(session: &mut Session, out: &Path) {
 /// Best value and the rules that have begun to count.
 fn state(session: &Session, report: &StepReport) -> String {
     let snapshot = session.snapshot();
-    let mut text = String::new();
-    if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value)
-        && step < report.step
-    {
-        text += &format!(" · best {value:.4} at {step}");
-    }
+    let best = snapshot
+        .best_step
+        .zip(snapshot.best_value)
+        .filter(|&(step, _)| step < report.step);
     let counting = |status: &&RuleStatus| status.rule != "budget" && status.counter > 0;
-    for status in session.rule_status().iter().filter(counting) {
-        text += &format!(" · {status}");
-    }
-    text
+    let statuses = session.rule_status();
+    let best = best.map(|(step, value)| format!("best {value:.4} at {step}"));
+    let rules = statuses.iter().filter(counting).map(RuleStatus::to_string);
+    best.into_iter()
+        .chain(rules)
+        .collect::<Vec<_>>()
+        .join(" · ")
 }
 
 /// Saves what the run made and says what became of it.
@@ -138,7 +139,7 @@ fn finish(
     std::fs::write(&svg, curve::svg(curve)).map_err(|e| Error::io(&svg, e))?;
 
     console::line(&format!(
-        "\nStopped after update {} (epoch {:.2}, {} tokens): {code}. {detail}",
+        "\nStopped after update {} (epoch {:.2}, {} tokens): {code} · {detail}",
         snapshot.step, snapshot.epoch, snapshot.total_tokens
     ));
     if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value) {
