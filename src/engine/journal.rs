@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The log of a run.
 pub(super) struct Journal {
@@ -25,12 +26,16 @@ impl Journal {
         Ok(Self { path, file })
     }
 
-    pub fn update(&mut self, report: &StepReport) -> Result<()> {
-        self.write(log_row(report))
+    pub fn update(&mut self, report: &StepReport, elapsed: Duration) -> Result<()> {
+        let mut row = log_row(report);
+        row["elapsed_seconds"] = number(elapsed.as_secs_f64());
+        self.write(row)
     }
 
-    pub fn evaluation(&mut self, epoch: f64, report: &EvalReport) -> Result<()> {
-        self.write(eval_row(epoch, report))
+    pub fn evaluation(&mut self, epoch: f64, report: &EvalReport, elapsed: Duration) -> Result<()> {
+        let mut row = eval_row(epoch, report);
+        row["elapsed_seconds"] = number(elapsed.as_secs_f64());
+        self.write(row)
     }
 
     pub fn end(&mut self, snapshot: &Snapshot, detail: &str) -> Result<()> {

@@ -401,9 +401,10 @@ impl Session {
             self.stop.request(StopReason::Callback, self.step);
             report.stop_reason = self.stop.verdict().map(|v| v.reason);
         }
-        self.journal.update(report)?;
+        self.journal.update(report, self.started.elapsed())?;
         if let Some(eval) = &report.eval {
-            self.journal.evaluation(self.epoch, eval)?;
+            self.journal
+                .evaluation(self.epoch, eval, self.started.elapsed())?;
         }
         if self.checkpoint_due(epoch_end) {
             self.write_checkpoint()?;
@@ -460,7 +461,8 @@ impl Session {
         if self.step == 0 && self.config.eval_on_start && self.data.eval.is_some() {
             // A look at the untouched model: logged, but no rule counts it as progress.
             let report = self.run_evaluation()?;
-            self.journal.evaluation(self.epoch, &report)?;
+            self.journal
+                .evaluation(self.epoch, &report, self.started.elapsed())?;
             self.hooks.info(format!(
                 "evaluation before the first update: loss {:.4}",
                 report.loss
@@ -488,7 +490,8 @@ impl Session {
             ..self.observation(&[])
         };
         self.stop.observe(&observation);
-        self.journal.evaluation(self.epoch, report)?;
+        self.journal
+            .evaluation(self.epoch, report, self.started.elapsed())?;
         self.keep_best()?;
         self.end_if_stopped()
     }

@@ -1,0 +1,615 @@
+//! The life of a run through `Session`: stopping, best weights, host-fed batches, cancelling, files.
+
+use serde_json::{Value, json};
+use sft::ErrorKind;
+use sft::config::Config;
+use sft::data::{Batch, IGNORE};
+use sft::engine::{Canceller, Generator, Hooks, SamplingOptions, Session, evaluate_model, plan};
+use sft::report::{StepReport, StopReason};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A run on llama-tiny and GSM8K rows as plain texts, changed by `keys`.
+fn config(folder: &Path, keys: Value) -> Config {
+    let rows = |split: &str| {
+        let source = fixtures().join(format!("data/gsm8k_{split}_small.jsonl"));
+        let path = folder.join(format!("{split}.jsonl"));
+        let rows: Vec<String> = std::fs::read_to_string(source)
+            .unwrap()
+            .lines()
+            .take(16)
+            .map(|line| {
+                let row: Value = serde_json::from_str(line).unwrap();
+                json!({"text": row["question"]}).to_string()
+            })
+            .collect();
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        path.display().to_string()
+    };
+    let mut all = json!({
+        "model_name_or_path": fixtures().join("models/llama-tiny").display().to_string(),
+        "dataset_name": rows("train"),
+        "eval_dataset_name": rows("test"),
+        "output_dir": folder.join("out").display().to_string(),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "max_steps": 6,
+        "threads": 1,
+    });
+    for (key, value) in keys.as_object().unwrap() {
+        all[key] = value.clone();
+    }
+    let mut config = Config::default();
+    config.merge_json(&all.to_string()).unwrap();
+    config
+}
+
+/// A run whose host feeds the batches.
+fn host_fed(folder: &Path, keys: Value) -> Config {
+    let mut keys = keys;
+    for key in ["dataset_name", "eval_dataset_name"] {
+        keys[key] = Value::Null;
+    }
+    keys["max_length"] = json!(32);
+    config(folder, keys)
+}
+
+fn start(config: Config) -> Session {
+    Session::start(config, Hooks::default()).unwrap()
+}
+
+fn run(session: &mut Session) -> Vec<StepReport> {
+    std::iter::from_fn(|| session.step().unwrap()).collect()
+}
+
+fn log(folder: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder.join("out/train_log.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn batch(seed: i32) -> Batch {
+    let tokens: Vec<i32> = (0..20).map(|i| 300 + (i * 7 + seed) % 50).collect();
+    let mut batch = Batch::default();
+    batch.push(&tokens[..13], &tokens[..13]);
+    batch.push(&tokens[13..], &tokens[13..]);
+    batch
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn the_loss_falls_and_the_gradient_is_not_zero() {
+    let dir = folder();
+    let mut session = start(config(dir.path(), json!({"max_steps": 20})));
+    let reports = run(&mut session);
+    assert_eq!(reports.len(), 20);
+    assert!(
+        reports[19].loss < reports[0].loss - 0.5,
+        "{}",
+        reports[19].loss
+    );
+    assert!(reports.iter().all(|r| r.grad_norm > 0.0 && r.tokens > 0));
+    assert_eq!(session.stop_reason(), Some(StopReason::MaxSteps));
+    assert!(session.should_stop());
+}
+
+#[test]
+fn a_run_is_repeatable_to_the_bit_on_any_number_of_threads() {
+    let losses = |threads: usize, recompute: bool| {
+        let dir = folder();
+        let keys = json!({"threads": threads, "gradient_checkpointing": recompute,
+            "train_sampling_strategy": "random", "weight_decay": 0.01});
+        let reports = run(&mut start(config(dir.path(), keys)));
+        reports
+            .iter()
+            .map(|r| (r.loss, r.grad_norm))
+            .collect::<Vec<_>>()
+    };
+    let reference = losses(1, false);
+    for (threads, recompute) in [(1, false), (2, false), (3, true)] {
+        assert_eq!(reference, losses(threads, recompute));
+    }
+}
+
+#[test]
+fn the_target_rule_stops_at_the_very_step() {
+    let dir = folder();
+    let free = run(&mut start(config(dir.path(), json!({"max_steps": 30}))));
+    let target = free[12].loss + 1e-9;
+    let first = free.iter().position(|r| r.loss <= target).unwrap();
+
+    let dir = folder();
+    let rules = json!([{"rule": "target", "metric": "train_loss", "at_most": target,
+        "patience": 1}]);
+    let mut session = start(config(dir.path(), json!({"max_steps": 30, "stop": rules})));
+    let reports = run(&mut session);
+    let last = reports.last().unwrap();
+    assert_eq!(last.step, first as u64 + 1);
+    assert_eq!(last.stop_reason, Some(StopReason::TargetReached));
+    assert_eq!(session.stop_reason(), Some(StopReason::TargetReached));
+    assert_eq!(
+        log(dir.path()).last().unwrap()["stop_reason"],
+        "target_reached"
+    );
+}
+
+#[test]
+fn an_update_whose_gradient_is_not_finite_is_not_applied() {
+    let dir = folder();
+    let mut session = start(host_fed(
+        dir.path(),
+        json!({"learning_rate": 1e30, "max_grad_norm": 0.0}),
+    ));
+    let first = session.step_batch(&[batch(1)]).unwrap().unwrap();
+    assert!(first.grad_norm.is_finite());
+    let before = dir.path().join("before");
+    session.save(&before).unwrap();
+    // The weights are now about 1e30 in size: the next update overflows.
+    let second = session.step_batch(&[batch(2)]).unwrap().unwrap();
+    assert!(!second.grad_norm.is_finite() || !second.loss.is_finite());
+    assert_eq!(second.stop_reason, Some(StopReason::NonFinite));
+    let after = dir.path().join("after");
+    session.save(&after).unwrap();
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(
+        weights(&before) == weights(&after),
+        "a broken update changed the weights"
+    );
+    let rows = log(dir.path());
+    assert!(
+        rows[1]["loss"].is_string() || rows[1]["grad_norm"].is_string(),
+        "{}",
+        rows[1]
+    );
+}
+
+#[test]
+fn the_best_weights_are_those_of_the_best_step_between_saves() {
+    let dir = folder();
+    let keys = json!({"max_steps": 40, "learning_rate": 2e-2, "eval_strategy": "steps",
+        "eval_steps": 1, "load_best_model_at_end": true, "early_stopping_patience": 3,
+        "lr_scheduler_type": "constant"});
+    let mut session = start(config(dir.path(), keys));
+    let reports = run(&mut session);
+    assert_eq!(session.stop_reason(), Some(StopReason::Plateau));
+    let evals: Vec<f64> = reports
+        .iter()
+        .map(|r| r.eval.as_ref().unwrap().loss)
+        .collect();
+    let best = evals.iter().copied().fold(f64::INFINITY, f64::min);
+    let snapshot = session.snapshot();
+    assert_eq!(snapshot.best_value, Some(best));
+    assert!(snapshot.best_step.unwrap() < snapshot.step);
+    assert!(session.restored_best());
+
+    // The saved model is the best one, evaluated from disk by another door.
+    let saved = dir.path().join("best");
+    session.save(&saved).unwrap();
+    let mut again = session.config().clone();
+    again.model_name_or_path = Some(saved);
+    assert_eq!(evaluate_model(&again, Hooks::default()).unwrap().loss, best);
+}
+
+#[test]
+fn evaluation_does_not_depend_on_the_batch_size_and_disturbs_nothing() {
+    let losses = |rows: usize, strategy: &str| {
+        let dir = folder();
+        let keys = json!({"eval_strategy": strategy, "eval_steps": 2,
+            "per_device_eval_batch_size": rows});
+        run(&mut start(config(dir.path(), keys)))
+    };
+    let (one, all) = (losses(1, "steps"), losses(16, "steps"));
+    for (a, b) in one.iter().zip(&all) {
+        assert_eq!(a.loss, b.loss);
+        if let (Some(a), Some(b)) = (&a.eval, &b.eval) {
+            assert_eq!(
+                (a.tokens, a.supervised_tokens),
+                (b.tokens, b.supervised_tokens)
+            );
+            assert!(
+                (a.loss / b.loss - 1.0).abs() < 1e-6,
+                "{} {}",
+                a.loss,
+                b.loss
+            );
+        }
+    }
+    assert_eq!(one.iter().filter(|r| r.eval.is_some()).count(), 3);
+    let without = losses(1, "no");
+    assert!(one.iter().zip(&without).all(|(a, b)| a.loss == b.loss));
+}
+
+#[test]
+fn an_early_stop_leaves_a_checkpoint_of_the_last_step() {
+    let dir = folder();
+    let rules = json!([{"rule": "target", "metric": "train_loss", "at_most": 100.0,
+        "patience": 1}]);
+    let keys = json!({"save_strategy": "steps", "save_steps": 5, "stop": rules});
+    let mut session = start(config(dir.path(), keys));
+    assert_eq!(run(&mut session).len(), 1);
+    let checkpoint = dir.path().join("out/checkpoint-1");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(checkpoint.join(name).is_file(), "{name}");
+    }
+}
+
+#[test]
+fn old_checkpoints_go_but_never_the_best() {
+    let dir = folder();
+    let keys = json!({"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
+        "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 5e-2,
+        "lr_scheduler_type": "constant", "max_steps": 8});
+    let mut session = start(config(dir.path(), keys));
+    run(&mut session);
+    let best = session.snapshot().best_step.unwrap();
+    let left: Vec<u64> = (1..=8)
+        .filter(|step| dir.path().join(format!("out/checkpoint-{step}")).exists())
+        .collect();
+    assert!(
+        best < 7,
+        "the best step {best} should be an old one for this test to say anything"
+    );
+    assert_eq!(left, [best, 8]);
+}
+
+#[test]
+fn a_folder_that_holds_a_model_is_not_overwritten() {
+    let dir = folder();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("model.safetensors"), b"precious").unwrap();
+    let error = Session::start(config(dir.path(), json!({})), Hooks::default())
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert!(
+        error.to_string().contains("overwrite_output_dir"),
+        "{error}"
+    );
+    assert_eq!(
+        std::fs::read(out.join("model.safetensors")).unwrap(),
+        b"precious"
+    );
+    start(config(dir.path(), json!({"overwrite_output_dir": true})));
+}
+
+#[test]
+fn a_host_feeds_batches_and_its_own_metric() {
+    let dir = folder();
+    let rules = json!([{"rule": "plateau", "metric": "my_score", "greater_is_better": true,
+        "patience": 2}]);
+    let mut session = start(host_fed(
+        dir.path(),
+        json!({"max_steps": 50, "stop": rules}),
+    ));
+    let mut losses = Vec::new();
+    for (i, score) in [0.1, 0.5, 0.4, 0.45, 0.9].into_iter().enumerate() {
+        let Some(report) = session.step_batch(&[batch(i as i32), batch(1)]).unwrap() else {
+            break;
+        };
+        losses.push(report.loss);
+        assert_eq!(report.supervised_tokens, 36);
+        session.observe("my_score", score).unwrap();
+    }
+    assert_eq!(losses.len(), 4);
+    assert_eq!(session.stop_reason(), Some(StopReason::Plateau));
+    assert_eq!(session.snapshot().best_step, Some(2));
+    assert!(losses[3] < losses[0]);
+}
+
+#[test]
+fn a_malformed_host_batch_changes_nothing() {
+    let dir = folder();
+    let run = |bad: Option<Batch>| {
+        let dir = folder();
+        let mut session = start(host_fed(dir.path(), json!({})));
+        session.step_batch(&[batch(0)]).unwrap();
+        if let Some(bad) = bad {
+            let error = session.step_batch(&[batch(1), bad]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Batch);
+            assert!(error.to_string().starts_with("micro-batch 1"), "{error}");
+        }
+        session.step_batch(&[batch(2)]).unwrap().unwrap()
+    };
+    let expected = run(None);
+    let mut outside = batch(0);
+    outside.tokens[3] = 2048;
+    let mut label = batch(0);
+    label.labels[3] = -7;
+    let mut starts = batch(0);
+    starts.seq_starts = vec![0, 13, 13];
+    let mut long = Batch::default();
+    long.push(&[5; 33], &[5; 33]);
+    for bad in [outside, label, starts, long] {
+        let found = run(Some(bad));
+        assert_eq!((found.step, found.loss), (expected.step, expected.loss));
+    }
+    let mut session = start(host_fed(dir.path(), json!({})));
+    assert_eq!(
+        session.step_batch(&[]).unwrap_err().kind(),
+        ErrorKind::Batch
+    );
+    assert_eq!(
+        session.step().unwrap_err().kind(),
+        ErrorKind::InvalidArgument
+    );
+}
+
+#[test]
+fn a_wholly_masked_update_neither_trains_nor_stops() {
+    let dir = folder();
+    let rules = json!([{"rule": "target", "metric": "train_loss", "at_most": 0.5}]);
+    let mut session = start(host_fed(dir.path(), json!({"stop": rules})));
+    let mut masked = batch(0);
+    masked.labels.fill(IGNORE);
+    let report = session.step_batch(&[masked]).unwrap().unwrap();
+    assert_eq!((report.supervised_tokens, report.stop_reason), (0, None));
+    assert!(!session.should_stop());
+}
+
+#[test]
+fn a_canceller_stops_before_the_next_update() {
+    let dir = folder();
+    let canceller = Canceller::new();
+    let hooks = Hooks {
+        canceller: canceller.clone(),
+        ..Hooks::default()
+    };
+    let mut session = Session::start(config(dir.path(), json!({})), hooks).unwrap();
+    session.step().unwrap().unwrap();
+    canceller.cancel();
+    assert!(session.should_stop());
+    assert!(session.step().unwrap().is_none());
+    assert_eq!(session.stop_reason(), Some(StopReason::Cancelled));
+    assert_eq!(log(dir.path()).last().unwrap()["stop_reason"], "cancelled");
+}
+
+#[test]
+fn a_canceller_works_while_loading() {
+    let dir = folder();
+    let canceller = Canceller::new();
+    canceller.cancel();
+    let hooks = Hooks {
+        canceller,
+        ..Hooks::default()
+    };
+    let error = Session::start(config(dir.path(), json!({})), hooks)
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(
+        !dir.path().join("out").exists(),
+        "a start that failed leaves nothing behind"
+    );
+}
+
+#[test]
+fn the_progress_callback_sees_every_update_and_can_stop() {
+    let dir = folder();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = seen.clone();
+    let progress = move |report: &StepReport| {
+        record.lock().unwrap().push(report.step);
+        report.step == 3
+    };
+    let hooks = Hooks {
+        progress: Some(Box::new(progress)),
+        ..Hooks::default()
+    };
+    let mut session = Session::start(config(dir.path(), json!({})), hooks).unwrap();
+    let reports = run(&mut session);
+    assert_eq!(*seen.lock().unwrap(), [1, 2, 3]);
+    assert_eq!(reports[2].stop_reason, Some(StopReason::Callback));
+}
+
+#[test]
+fn evaluation_before_the_first_update_is_logged_and_no_rule_counts_it() {
+    let dir = folder();
+    let keys = json!({"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": true});
+    let mut session = start(config(dir.path(), keys));
+    run(&mut session);
+    let rows = log(dir.path());
+    assert_eq!(rows[0]["step"], 0);
+    assert!(rows[0]["eval_loss"].is_f64());
+    assert!(session.snapshot().best_step.unwrap() > 0);
+}
+
+#[test]
+fn the_log_has_one_row_for_each_update_under_the_peers_names() {
+    let dir = folder();
+    let keys = json!({"eval_strategy": "steps", "eval_steps": 3});
+    let mut session = start(config(dir.path(), keys));
+    let reports = run(&mut session);
+    let rows = log(dir.path());
+    let updates: Vec<&Value> = rows.iter().filter(|r| r.get("loss").is_some()).collect();
+    assert_eq!(updates.len(), reports.len());
+    let keys = [
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "mean_token_accuracy",
+        "tokens_per_second",
+    ];
+    for (row, report) in updates.iter().zip(&reports) {
+        assert!(keys.iter().all(|key| row[*key].is_number()), "{row}");
+        assert_eq!(row["loss"].as_f64(), Some(report.loss));
+    }
+    assert_eq!(
+        rows.iter().filter(|r| r.get("eval_loss").is_some()).count(),
+        2
+    );
+    assert_eq!(rows.last().unwrap()["stop_reason"], "max_steps");
+}
+
+#[test]
+fn the_budgets_end_a_run() {
+    let cases = [
+        (
+            json!({"max_steps": -1, "num_train_epochs": 1.5}),
+            StopReason::MaxEpochs,
+            6,
+        ),
+        (
+            json!({"max_steps": 50, "max_tokens": 1}),
+            StopReason::MaxTokens,
+            1,
+        ),
+        (
+            json!({"max_steps": 50, "max_seconds": 1e-9}),
+            StopReason::MaxTime,
+            1,
+        ),
+        (json!({"max_steps": 2}), StopReason::MaxSteps, 2),
+    ];
+    for (keys, reason, steps) in cases {
+        let dir = folder();
+        let mut session = start(config(dir.path(), keys));
+        assert_eq!(run(&mut session).len(), steps);
+        assert_eq!(session.stop_reason(), Some(reason));
+    }
+}
+
+#[test]
+fn a_saved_model_is_read_back_to_the_bit() {
+    let dir = folder();
+    let mut session = start(config(dir.path(), json!({"max_steps": 3})));
+    run(&mut session);
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    session.save(&first).unwrap();
+    let again = json!({"max_steps": 1, "learning_rate": 0.0,
+        "model_name_or_path": first.display().to_string(),
+        "output_dir": dir.path().join("out2").display().to_string()});
+    let mut again = start(config(dir.path(), again));
+    again.save(&second).unwrap();
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&first) == weights(&second));
+}
+
+#[test]
+fn a_schedule_needs_max_steps_when_the_host_feeds() {
+    let dir = folder();
+    let keys = json!({"max_steps": -1});
+    let error = Session::start(host_fed(dir.path(), keys), Hooks::default())
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("max_steps"), "{error}");
+    let keys = json!({"max_steps": -1, "lr_scheduler_type": "constant"});
+    let mut session = start(host_fed(dir.path(), keys));
+    session.step_batch(&[batch(0)]).unwrap().unwrap();
+    assert!(!session.should_stop());
+}
+
+#[test]
+fn broken_models_are_refused_by_name() {
+    let source = fixtures().join("models/llama-tiny");
+    let copy = |dir: &Path| {
+        let model = dir.join("model");
+        std::fs::create_dir(&model).unwrap();
+        for entry in std::fs::read_dir(&source).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+        }
+        model
+    };
+    type Spoil = fn(&Path);
+    let cases: [(Spoil, ErrorKind, &str); 4] = [
+        (
+            |m| std::fs::remove_file(m.join("model.safetensors")).unwrap(),
+            ErrorKind::Tensor,
+            "model.safetensors",
+        ),
+        (
+            |m| {
+                let path = m.join("model.safetensors");
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+            },
+            ErrorKind::Tensor,
+            "model.safetensors",
+        ),
+        (
+            |m| std::fs::remove_file(m.join("tokenizer.json")).unwrap(),
+            ErrorKind::Tokenizer,
+            "tokenizer.json",
+        ),
+        (
+            |m| {
+                let path = m.join("config.json");
+                let text = std::fs::read_to_string(&path).unwrap();
+                std::fs::write(path, text.replace("\"llama\"", "\"gpt2\"")).unwrap();
+            },
+            ErrorKind::UnsupportedModel,
+            "gpt2",
+        ),
+    ];
+    for (spoil, kind, named) in cases {
+        let dir = folder();
+        let model = copy(dir.path());
+        spoil(&model);
+        let keys = json!({"model_name_or_path": model.display().to_string()});
+        let error = Session::start(config(dir.path(), keys), Hooks::default())
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains(named), "{error}");
+        assert_eq!(error.kind(), kind, "{error}");
+    }
+}
+
+#[test]
+fn the_plan_is_what_the_session_allocates() {
+    let dir = folder();
+    let config = config(dir.path(), json!({}));
+    let planned = plan(&config).unwrap();
+    assert_eq!(&planned, start(config).memory_plan());
+}
+
+#[test]
+fn generation_is_greedy_or_sampled_by_seed_and_ends_at_the_limit() {
+    let dir = folder();
+    let config = config(dir.path(), json!({}));
+    let mut generator = Generator::open(&config, 64, Hooks::default()).unwrap();
+    let mut text = |options: SamplingOptions| {
+        let mut tokens = Vec::new();
+        generator
+            .generate(&[300, 301, 302], &options, |token| {
+                tokens.push(token);
+                true
+            })
+            .unwrap();
+        tokens
+    };
+    let greedy = SamplingOptions {
+        max_new_tokens: 9,
+        ..SamplingOptions::default()
+    };
+    assert_eq!(text(greedy), text(greedy));
+    assert!(text(greedy).len() <= 9);
+    let sampled = SamplingOptions {
+        temperature: 1.5,
+        ..greedy
+    };
+    assert_eq!(text(sampled), text(sampled));
+    assert_ne!(text(sampled), text(SamplingOptions { seed: 1, ..sampled }));
+    let wrong = SamplingOptions {
+        temperature: f64::NAN,
+        ..greedy
+    };
+    let error = generator.generate(&[300], &wrong, |_| true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(generator.generate(&[], &greedy, |_| true).is_err());
+}
