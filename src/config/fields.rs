@@ -19,7 +19,7 @@ pub struct KeyInfo {
     pub name: &'static str,
     /// The heading it stands under.
     pub section: &'static str,
-    /// What it means, one line an element.
+    /// What it means, one line an element, each with the space that follows a comment sign.
     pub doc: &'static [&'static str],
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sft::config::Config;
 use sft::engine::{Canceller, Export, Hooks, LogLevel, Session};
@@ -47,6 +48,7 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     let mut session = Session::start(config.clone(), hooks)?;
     let total = session.snapshot().total_steps;
     progress.begin(total, config.logging_steps.of(total.unwrap_or(0)));
+    let started = Instant::now();
     let mut curve = Curve {
         target: target(&config),
         ..Curve::default()
@@ -57,7 +59,13 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
         rescue(&mut session, &config.output_dir);
         return Err(error);
     }
-    finish(&mut session, &config, &curve, args.config.as_deref())
+    finish(
+        &mut session,
+        &config,
+        &curve,
+        started.elapsed(),
+        args.config.as_deref(),
+    )
 }
 
 fn train(
@@ -122,6 +130,7 @@ fn finish(
     session: &mut Session,
     config: &Config,
     curve: &Curve,
+    took: Duration,
     file: Option<&Path>,
 ) -> Result<ExitCode> {
     let snapshot = session.snapshot();
@@ -139,8 +148,11 @@ fn finish(
     std::fs::write(&svg, curve::svg(curve)).map_err(|e| Error::io(&svg, e))?;
 
     console::line(&format!(
-        "\nStopped after update {} (epoch {:.2}, {} tokens): {code} · {detail}",
-        snapshot.step, snapshot.epoch, snapshot.total_tokens
+        "\nStopped after update {} (epoch {:.2}, {} tokens, {:.1} s): {code} · {detail}",
+        snapshot.step,
+        snapshot.epoch,
+        snapshot.total_tokens,
+        took.as_secs_f64()
     ));
     if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value) {
         let whose = if session.restored_best() {
