@@ -13,8 +13,8 @@
  *
  * Errors. Calls that can fail return an sft_status: SFT_OK, an outcome that is no error (1 to 99,
  * such as SFT_STOPPED) or an error (from 100). The text of the last error belongs to the handle:
- * sft_config_last_error (for sft_start and sft_plan too) and sft_last_error. Results are written
- * only on SFT_OK.
+ * sft_config_last_error (for sft_start and sft_plan too) and sft_last_error. Ask for it once the call
+ * has returned, not as another argument of the same expression. Results are written only on SFT_OK.
  *
  * Structs. Structs begin with struct_size, which the host sets to the sizeof that it was compiled
  * with. Structs grow only at the end and the library writes no more than struct_size bytes, so
@@ -699,8 +699,9 @@ sft_status sft_config_set_progress(struct sft_config *config,
                                    sft_drop_fn drop);
 
 /**
- * Sets the function that receives the log of this configuration's calls and of the sessions that
- * are started from now on; NULL for none. Ownership and errors: as sft_config_set_progress.
+ * Sets the function that receives the log of sft_start and sft_plan on this configuration and of the
+ * sessions that are started from now on; NULL for none. Ownership and errors: as
+ * sft_config_set_progress.
  */
 sft_status sft_config_set_log(struct sft_config *config,
                               sft_log_fn log,
@@ -708,8 +709,8 @@ sft_status sft_config_set_log(struct sft_config *config,
                               sft_drop_fn drop);
 
 /**
- * Lets canceller stop the sessions that are started from now on, and sft_start itself; NULL for
- * none. The canceller is shared: it may be freed at any time, and may serve several
+ * Lets canceller stop the sessions that are started from now on, and sft_start and sft_plan
+ * themselves; NULL for none. The canceller is shared: it may be freed at any time, and may serve several
  * configurations.
  *
  * Errors: SFT_ERR_INVALID_ARGUMENT if canceller is freed or of another type.
@@ -722,7 +723,7 @@ sft_status sft_config_set_canceller(struct sft_config *config,
  * configuration names data, tokenises the rows (or finds them in the cache).
  *
  * Errors: those of sft_start about the configuration, the model's config.json and the data; the
- * text is on the configuration.
+ * text is on the configuration. SFT_ERR_CANCELLED if the canceller was triggered.
  */
 sft_status sft_plan(struct sft_config *config, struct sft_memory_plan *out);
 
@@ -742,7 +743,7 @@ sft_status sft_plan_json(struct sft_config *config, char **out);
  * feeds its own batches by sft_step_batch.
  *
  * Errors: any, each naming what is wrong and where; the text is on the configuration.
- * SFT_ERR_CANCELLED if the canceller was triggered. A failed start leaves no files behind.
+ * SFT_ERR_CANCELLED if the canceller was triggered. A failed start leaves output_dir as it was.
  */
 sft_status sft_start(struct sft_config *config, struct sft_session **out);
 

@@ -71,7 +71,7 @@ impl<T> Out<T> {
 ///
 /// # Safety
 /// `repr(C)`, begins with a `u32` named `struct_size`, and has no padding.
-pub(super) unsafe trait Sized32: Copy {
+pub(super) unsafe trait GrowingStruct: Copy {
     const NAME: &str;
 }
 
@@ -81,7 +81,7 @@ pub(super) struct OutStruct<T> {
     size: usize,
 }
 
-impl<T: Sized32> OutStruct<T> {
+impl<T: GrowingStruct> OutStruct<T> {
     /// Reads and checks the size that the host has set.
     ///
     /// # Safety
@@ -149,6 +149,10 @@ pub(super) unsafe fn batches(first: *const sft_batch, count: usize) -> Result<Ve
         return Err(invalid(format!(
             "struct_size of batch 0 is {stride}: set it to sizeof(sft_batch) in every batch"
         )));
+    }
+    if count > isize::MAX as usize / stride {
+        let message = format!("n is {count}: more batches than memory can hold");
+        return Err(invalid(message));
     }
     let read = |i: usize| {
         // SAFETY: the caller vouches for `count` structs that lie `stride` bytes apart.

@@ -210,8 +210,9 @@ pub extern "C" fn sft_config_set_progress(
     })
 }
 
-/// Sets the function that receives the log of this configuration's calls and of the sessions that
-/// are started from now on; NULL for none. Ownership and errors: as sft_config_set_progress.
+/// Sets the function that receives the log of sft_start and sft_plan on this configuration and of the
+/// sessions that are started from now on; NULL for none. Ownership and errors: as
+/// sft_config_set_progress.
 #[unsafe(no_mangle)]
 pub extern "C" fn sft_config_set_log(
     config: *mut sft_config,
@@ -226,8 +227,8 @@ pub extern "C" fn sft_config_set_log(
     })
 }
 
-/// Lets canceller stop the sessions that are started from now on, and sft_start itself; NULL for
-/// none. The canceller is shared: it may be freed at any time, and may serve several
+/// Lets canceller stop the sessions that are started from now on, and sft_start and sft_plan
+/// themselves; NULL for none. The canceller is shared: it may be freed at any time, and may serve several
 /// configurations.
 ///
 /// Errors: SFT_ERR_INVALID_ARGUMENT if canceller is freed or of another type.

@@ -1,6 +1,6 @@
 //! The structs that cross the border.
 
-use super::arguments::Sized32;
+use super::arguments::GrowingStruct;
 use super::status::stop_code;
 use crate::memory::{MemoryPlan, SegmentKind};
 use crate::report::{EvalReport, Snapshot, StepReport};
@@ -159,19 +159,19 @@ pub struct sft_memory_plan {
 }
 
 // SAFETY: each is repr(C), begins with its size and has no padding (a test looks).
-unsafe impl Sized32 for sft_step_report {
+unsafe impl GrowingStruct for sft_step_report {
     const NAME: &str = "sft_step_report";
 }
 // SAFETY: as above.
-unsafe impl Sized32 for sft_eval_report {
+unsafe impl GrowingStruct for sft_eval_report {
     const NAME: &str = "sft_eval_report";
 }
 // SAFETY: as above.
-unsafe impl Sized32 for sft_snapshot {
+unsafe impl GrowingStruct for sft_snapshot {
     const NAME: &str = "sft_snapshot";
 }
 // SAFETY: as above.
-unsafe impl Sized32 for sft_memory_plan {
+unsafe impl GrowingStruct for sft_memory_plan {
     const NAME: &str = "sft_memory_plan";
 }
 

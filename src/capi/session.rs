@@ -61,7 +61,7 @@ fn with_session(
 /// feeds its own batches by sft_step_batch.
 ///
 /// Errors: any, each naming what is wrong and where; the text is on the configuration.
-/// SFT_ERR_CANCELLED if the canceller was triggered. A failed start leaves no files behind.
+/// SFT_ERR_CANCELLED if the canceller was triggered. A failed start leaves output_dir as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_start(
     config: *mut sft_config,

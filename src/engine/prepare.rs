@@ -38,9 +38,17 @@ pub fn open_tokenizer(config: &Config) -> Result<(Tokenizer, Option<ChatTemplate
 /// # Errors
 /// Those of [`Session::start`](super::Session::start) for the same parts.
 pub fn plan(config: &Config) -> Result<MemoryPlan> {
+    plan_with(config, Hooks::default())
+}
+
+/// As [`plan`], for a host that listens to the log and may cancel.
+///
+/// # Errors
+/// As [`plan`]; `Cancelled` when the canceller was triggered.
+pub fn plan_with(config: &Config, mut hooks: Hooks) -> Result<MemoryPlan> {
     config.validate()?;
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
-    let data = open_data(config, &spec, &mut Hooks::default())?;
+    let data = open_data(config, &spec, &mut hooks)?;
     let work = training_workload(config, &spec, &data)?;
     let table = ParamTable::new(&spec);
     Ok(NetworkLayout::new(&spec, &table, &work).plan)

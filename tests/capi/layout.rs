@@ -52,6 +52,14 @@ fn structs_and_numbers_are_where_they_were() {
     let mut body = String::new();
     for (name, fields) in structs() {
         writeln!(body, "SIZE({name})").unwrap();
+        // Padding would be bytes that nobody has set.
+        let sizes = fields.iter().map(|f| format!("sizeof((({name} *)0)->{f})"));
+        let sizes = sizes.collect::<Vec<_>>().join(" + ");
+        writeln!(
+            body,
+            "_Static_assert({sizes} == sizeof({name}), \"padding\");"
+        )
+        .unwrap();
         for field in fields {
             writeln!(body, "FIELD({name}, {field})").unwrap();
         }

@@ -68,7 +68,7 @@ fn wrong(parameter: &str) -> Vec<Wrong> {
             refused("(void *)1"),
         ],
         // The length that goes with a pointer: more than there can be, or the least for the pointer to be read.
-        ("size_t", 0) => vec![harmless("1")],
+        ("size_t", 0) => vec![harmless("1"), harmless("SIZE_MAX")],
         ("int32_t", 0) => vec![
             harmless("-1"),
             harmless("77"),

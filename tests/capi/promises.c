@@ -4,9 +4,11 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static char **arguments; /* program, model, rows, output folder */
 
@@ -223,6 +225,7 @@ static void batches_are_checked(void) {
     two[1] = batch;
     two[1].reserved = 1;
     IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, two, 2, &report));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_step_batch(session, &batch, SIZE_MAX, &report));
     starts[1] = 0;
     IS(SFT_ERR_BATCH, sft_step_batch(session, &batch, 1, &report));
     starts[1] = 3;
@@ -311,8 +314,11 @@ static void a_callback_sees_busy_handles_and_can_stop_the_run(void) {
     while (!sft_should_stop(self.session)) IS(SFT_OK, sft_step(self.session, NULL));
     EXPECT(self.calls == 3 && sft_stop_reason(self.session) == SFT_STOP_CALLBACK);
     /* Dropped once, by whoever lets go last. */
-    IS(SFT_OK, sft_config_set_progress(self.config, NULL, NULL, NULL));
-    EXPECT(self.drops == 0);
+    host other = {0};
+    IS(SFT_OK, sft_config_set_progress(self.config, NULL, &other, count_drop));
+    EXPECT(self.drops == 0 && other.drops == 1);
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_config_set_log(NULL, take_log, &other, count_drop));
+    EXPECT(other.drops == 1); /* refused: still the caller's */
     sft_session_free(self.session);
     EXPECT(self.drops == 1);
     sft_config_free(self.config);
@@ -372,6 +378,59 @@ static void a_canceller_works_before_after_and_without_its_run(void) {
     sft_canceller_free(canceller);
     sft_canceller_free(canceller);
     sft_config_free(config);
+}
+
+static sft_canceller *of_signal;
+
+static void on_signal(int number) {
+    (void)number;
+    sft_canceller_cancel(of_signal);
+}
+
+static int32_t raise_signal(void *user_data, const sft_step_report *report) {
+    (void)user_data;
+    if (report->step == 2) raise(SIGUSR1);
+    return 0;
+}
+
+static void a_signal_handler_may_cancel(void) {
+    of_signal = sft_canceller_new();
+    signal(SIGUSR1, on_signal);
+    sft_config *config = configured("{\"max_steps\": 100}");
+    IS(SFT_OK, sft_config_set_progress(config, raise_signal, NULL, NULL));
+    IS(SFT_OK, sft_config_set_canceller(config, of_signal));
+    sft_session *session = started(config);
+    while (!sft_should_stop(session)) IS(SFT_OK, sft_step(session, NULL));
+    sft_snapshot snapshot = {.struct_size = sizeof snapshot};
+    IS(SFT_OK, sft_snapshot_get(session, &snapshot));
+    EXPECT(snapshot.step == 2 && snapshot.stop_reason == SFT_STOP_CANCELLED);
+    signal(SIGUSR1, SIG_DFL);
+    sft_session_free(session);
+    sft_config_free(config);
+    sft_canceller_free(of_signal);
+}
+
+static void cancel_from_log(void *user_data, int32_t level, const char *message) {
+    (void)level;
+    (void)message;
+    sft_canceller_cancel(user_data);
+}
+
+static void loading_can_be_cancelled(void) {
+    sft_canceller *canceller = sft_canceller_new();
+    sft_config *config = configured("{\"max_steps\": 1}");
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s-cancelled", arguments[3]);
+    IS(SFT_OK, sft_config_set_str(config, "output_dir", folder));
+    IS(SFT_OK, sft_config_set_canceller(config, canceller));
+    /* The first line is about the rows, before the model is read. */
+    IS(SFT_OK, sft_config_set_log(config, cancel_from_log, canceller, NULL));
+    sft_session *session = NULL;
+    IS(SFT_ERR_CANCELLED, sft_start(config, &session));
+    EXPECT(!session && strstr(sft_config_last_error(config), "loading the model"));
+    EXPECT(access(folder, F_OK) != 0);
+    sft_config_free(config);
+    sft_canceller_free(canceller);
 }
 
 typedef struct {
@@ -447,6 +506,8 @@ int main(int argc, char **argv) {
     a_callback_sees_busy_handles_and_can_stop_the_run();
     a_session_freed_by_its_callback_ends_its_call_first();
     a_canceller_works_before_after_and_without_its_run();
+    a_signal_handler_may_cancel();
+    loading_can_be_cancelled();
     a_call_that_overlaps_is_refused_and_looking_is_allowed();
     return 0;
 }
