@@ -1,8 +1,15 @@
 //! From rows to batches: sources, chat templates, tokens and masks, packing, loading.
+//!
+//! ```text
+//! files ─ source ─▶ Row ─ template, generation ─▶ text, spans ─ tokenizer, mask ─▶ ids, labels
+//!   ids, labels ─ cache (mapped) ─▶ Dataset ─ pack ─▶ rows ─ order, loader ─▶ Batch
+//! ```
 
 mod batch;
 mod cache;
+mod data_report;
 mod dataset;
+mod generation;
 mod jinja;
 mod loader;
 mod mask;
@@ -15,7 +22,8 @@ mod template;
 mod tokenizer;
 
 pub use batch::{Batch, IGNORE};
-pub use dataset::{Count, DataReport, Dataset, PreviewToken, RowOptions, ValidationSize};
+pub use data_report::{Count, DataReport};
+pub use dataset::{Dataset, PreviewToken, RowOptions, ValidationSize};
 pub use loader::{Loader, LoaderOptions, Position, Update};
 pub use order::{Order, randperm};
 pub use pack::Packing;

@@ -1,21 +1,15 @@
 //! Chat templates: the model's own Jinja text, rendered as transformers renders it, with the parts
 //! that the assistant says.
-//!
-//! `{% generation %} … {% endgeneration %}` is a tag of transformers alone. Before compiling it is
-//! rewritten to a `filter` block, another block tag, so that whitespace control and the trimming of
-//! lines work on it as on any tag. The filter puts a marker character on either side of what was
-//! said; the markers are chosen so that the rendered text does not hold them, and what remains when
-//! they are taken out must be the text that renders without them. So a span is exactly what the
-//! block wrote, whatever the messages contain.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use minijinja::{Environment, State, Value};
+use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
+use super::generation;
 use super::jinja;
 use super::python;
 use super::tokenizer::Tokenizer;
@@ -49,9 +43,6 @@ pub struct ChatTemplate {
 const DEFAULT: &str = "default";
 /// The named template that is preferred when there are tools.
 const TOOL_USE: &str = "tool_use";
-const GENERATION_FILTER: &str = "sft_generation";
-/// The variable that holds the two marker characters while spans are wanted.
-const MARKERS: &str = "__sft_markers";
 
 impl ChatTemplate {
     /// Compiles a template text; `tokenizer` provides `bos_token`, `eos_token` and so on.
@@ -113,11 +104,11 @@ impl ChatTemplate {
         special_tokens: BTreeMap<String, String>,
     ) -> Result<Self> {
         let mut env = jinja::environment().map_err(|e| template_error("Jinja", e))?;
-        env.add_filter(GENERATION_FILTER, mark_generation);
+        env.add_filter(generation::FILTER, generation::mark);
 
         let mut has_generation = false;
         for (name, source) in &sources {
-            let (rewritten, found) = rewrite_generation(source);
+            let (rewritten, found) = generation::rewrite(source);
             has_generation |= found;
             env.add_template_owned(name.clone(), rewritten)
                 .map_err(|e| template_error("the chat template does not compile", e))?;
@@ -184,50 +175,9 @@ impl ChatTemplate {
         conversation: &Conversation,
         text: &str,
     ) -> Result<Vec<Range<usize>>> {
-        let mut unused = ('\u{FDD0}'..='\u{FDEF}').filter(|&c| !text.contains(c));
-        let (Some(open), Some(close)) = (unused.next(), unused.next()) else {
-            return Err(Error::new(
-                ErrorKind::Template,
-                "the text holds every Unicode noncharacter of U+FDD0..U+FDEF; remove them from the \
-                 data, one pair is needed to mark what the assistant says",
-            ));
-        };
-        let marked = self.render_marked(conversation, Some([open, close]))?;
-        let broken = |what: &str| {
-            Error::new(
-                ErrorKind::Template,
-                format!("{{% generation %}} blocks of the chat template {what}"),
-            )
-        };
-        let mut spans = Vec::new();
-        let mut plain = String::with_capacity(text.len());
-        let mut start = None;
-        for c in marked.chars() {
-            if c == open {
-                if start.replace(plain.len()).is_some() {
-                    return Err(broken("lie inside one another"));
-                }
-            } else if c == close {
-                let start = start
-                    .take()
-                    .ok_or_else(|| broken("end before they begin"))?;
-                if start < plain.len() {
-                    spans.push(start..plain.len());
-                }
-            } else {
-                plain.push(c);
-            }
-        }
-        if start.is_some() {
-            return Err(broken("do not end"));
-        }
-        if plain != text {
-            return Err(broken(
-                "are edited by the template after they were rendered, so what the assistant says \
-                 cannot be told; print them directly",
-            ));
-        }
-        Ok(spans)
+        let markers = generation::unused_markers(text)?;
+        let marked = self.render_marked(conversation, Some(markers))?;
+        generation::spans(&marked, text, markers)
     }
 
     fn turn_spans(&self, conversation: &Conversation, text: &str) -> Result<Vec<Range<usize>>> {
@@ -301,7 +251,7 @@ impl ChatTemplate {
             variables.insert(name, python::value(value));
         }
         if let Some(markers) = markers {
-            variables.insert(MARKERS, Value::from(String::from_iter(markers)));
+            variables.insert(generation::MARKERS, Value::from(String::from_iter(markers)));
         }
         let template = self.env.get_template(name);
         template
@@ -339,18 +289,6 @@ fn message(json: &Json) -> Value {
     let content = [("reasoning_content", reasoning)];
     // Of equal keys the last counts.
     Value::from_pairs(thinking.chain(rest).chain(content))
-}
-
-fn mark_generation(state: &State, said: String) -> String {
-    match state.lookup(MARKERS).as_ref().and_then(Value::as_str) {
-        Some(markers) => {
-            let mut markers = markers.chars();
-            let (open, close) = (markers.next(), markers.next());
-            let (open, close) = (open.unwrap_or_default(), close.unwrap_or_default());
-            format!("{open}{said}{close}")
-        }
-        None => said,
-    }
 }
 
 fn template_error(what: &str, e: minijinja::Error) -> Error {
@@ -392,125 +330,4 @@ fn template_sources(folder: &Path, config: &Map<String, Json>) -> Result<BTreeMa
         Err(e) => return Err(Error::io(path, e)),
     }
     Ok(sources)
-}
-
-/// Replaces the generation tags of a template; whether there were any. Line ends become `\n`, as
-/// Jinja2 makes them.
-///
-/// The `with` block around the filter keeps what is set inside from being seen outside, as the
-/// original tag does.
-fn rewrite_generation(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut found = false;
-    let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    let mut rest = source.as_str();
-    while let Some(at) = rest.find('{') {
-        let (before, tail) = rest.split_at(at);
-        out.push_str(before);
-        let end = match tail.as_bytes().get(1) {
-            Some(b'#') => tail.find("#}").map(|i| i + 2),
-            Some(b'{') => end_of_code(tail, "}}"),
-            Some(b'%') => end_of_code(tail, "%}"),
-            _ => Some(1),
-        };
-        // What does not end is an error that the compiler reports.
-        let (tag, after) = tail.split_at(end.unwrap_or(tail.len()));
-        rest = after;
-        match tag_name(tag) {
-            Some("generation") => {
-                found = true;
-                let (open, close) = tag_delimiters(tag);
-                out.push_str(&format!(
-                    "{open} with %}}{{% filter {GENERATION_FILTER} {close}"
-                ));
-            }
-            Some("endgeneration") => {
-                let (open, close) = tag_delimiters(tag);
-                out.push_str(&format!("{open} endfilter %}}{{% endwith {close}"));
-            }
-            Some("raw") => {
-                let length = end_of_raw(rest);
-                out.push_str(tag);
-                out.push_str(&rest[..length]);
-                rest = &rest[length..];
-            }
-            _ => out.push_str(tag),
-        }
-    }
-    out.push_str(rest);
-    (out, found)
-}
-
-/// Where an expression or tag that begins at 0 ends, past quoted texts.
-fn end_of_code(code: &str, end: &str) -> Option<usize> {
-    let bytes = code.as_bytes();
-    let mut i = 2;
-    let mut quote = None;
-    while i < bytes.len() {
-        match (quote, bytes[i]) {
-            (Some(_), b'\\') => i += 1,
-            (Some(q), b) if q == b => quote = None,
-            (None, b @ (b'"' | b'\'')) => quote = Some(b),
-            (None, _) if bytes[i..].starts_with(end.as_bytes()) => return Some(i + end.len()),
-            _ => {}
-        }
-        i += 1;
-    }
-    None
-}
-
-/// The word of a tag that is nothing but a word.
-fn tag_name(tag: &str) -> Option<&str> {
-    let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
-    let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
-    let inner = inner.strip_suffix(['-', '+']).unwrap_or(inner);
-    Some(inner.trim())
-}
-
-/// A tag's delimiters with their whitespace control.
-fn tag_delimiters(tag: &str) -> (&'static str, &'static str) {
-    let open = match tag.as_bytes().get(2) {
-        Some(b'-') => "{%-",
-        Some(b'+') => "{%+",
-        _ => "{%",
-    };
-    let close = match tag.as_bytes().get(tag.len().wrapping_sub(3)) {
-        Some(b'-') => "-%}",
-        Some(b'+') => "+%}",
-        _ => "%}",
-    };
-    (open, close)
-}
-
-/// Length of the text up to the tag that ends a raw block.
-fn end_of_raw(text: &str) -> usize {
-    let mut at = 0;
-    while let Some(i) = text[at..].find("{%") {
-        let start = at + i;
-        let end = text[start..].find("%}").map(|i| start + i + 2);
-        match end {
-            Some(end) if tag_name(&text[start..end]) == Some("endraw") => return start,
-            Some(_) => at = start + 2,
-            None => break,
-        }
-    }
-    text.len()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_generation_tags_are_rewritten() {
-        let same = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}\
-                    {% if generation %}{ % {%- set x = '%}' %}";
-        assert_eq!(rewrite_generation(same), (same.to_string(), false));
-        let (text, found) = rewrite_generation("a {%- generation -%} b {%endgeneration+%}");
-        assert!(found);
-        assert_eq!(
-            text,
-            "a {%- with %}{% filter sft_generation -%} b {% endfilter %}{% endwith +%}"
-        );
-    }
 }
