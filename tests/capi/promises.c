@@ -491,6 +491,42 @@ static void a_call_that_overlaps_is_refused_and_looking_is_allowed(void) {
     sft_canceller_free(canceller);
 }
 
+typedef struct {
+    int number;
+    double losses[3];
+} runner;
+
+static void *run_alone(void *user_data) {
+    runner *self = user_data;
+    sft_config *config = configured("{\"max_steps\": 3}");
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s-%d", arguments[3], self->number);
+    IS(SFT_OK, sft_config_set_str(config, "output_dir", folder));
+    sft_session *session = started(config);
+    sft_step_report report = {.struct_size = sizeof report};
+    for (int i = 0; i < 3; i++) {
+        IS(SFT_OK, sft_step(session, &report));
+        self->losses[i] = report.loss;
+    }
+    sft_session_free(session);
+    sft_config_free(config);
+    return NULL;
+}
+
+static void runs_on_two_threads_do_not_disturb_each_other(void) {
+    runner runners[2] = {{.number = 0}, {.number = 1}};
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++) {
+        EXPECT(pthread_create(&threads[i], NULL, run_alone, &runners[i]) == 0);
+    }
+    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    runner alone = {.number = 2};
+    run_alone(&alone);
+    for (int i = 0; i < 2; i++) {
+        EXPECT(!memcmp(runners[i].losses, alone.losses, sizeof alone.losses));
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 4) return 2;
     arguments = argv;
@@ -509,5 +545,6 @@ int main(int argc, char **argv) {
     a_signal_handler_may_cancel();
     loading_can_be_cancelled();
     a_call_that_overlaps_is_refused_and_looking_is_allowed();
+    runs_on_two_threads_do_not_disturb_each_other();
     return 0;
 }
