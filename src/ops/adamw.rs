@@ -79,17 +79,20 @@ impl AdamW for Cpu {
                 .zip(m.par_chunks_mut(ELEMENTS_PER_TASK))
                 .zip(v.par_chunks_mut(ELEMENTS_PER_TASK))
                 .for_each(|(((weights, gradients), m), v)| {
-                    vectorised(|| {
-                        let moments = m.iter_mut().zip(v.iter_mut());
-                        let values = weights.iter_mut().zip(gradients.iter_mut());
-                        for ((w, gradient), (m, v)) in values.zip(moments) {
-                            let g = *gradient * scale;
-                            *gradient = 0.0;
-                            *m = beta1 * *m + rest1 * g;
-                            *v = beta2 * *v + rest2 * g * g;
-                            *w = *w * decay - rate * *m / (v.sqrt() * root_scale + epsilon);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let moments = m.iter_mut().zip(v.iter_mut());
+                            let values = weights.iter_mut().zip(gradients.iter_mut());
+                            for ((w, gradient), (m, v)) in values.zip(moments) {
+                                let g = *gradient * scale;
+                                *gradient = 0.0;
+                                *m = beta1 * *m + rest1 * g;
+                                *v = beta2 * *v + rest2 * g * g;
+                                *w = *w * decay - rate * *m / (v.sqrt() * root_scale + epsilon);
+                            }
+                        },
+                    );
                 });
         });
     }

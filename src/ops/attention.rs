@@ -297,19 +297,22 @@ impl Attention for Cpu {
                 let q = &qkv[head * d..][..d];
                 let column = head / group * d;
                 with_scratch(keys.len(), |scores| {
-                    vectorised(|| {
-                        for (score, j) in scores.iter_mut().zip(keys.clone()) {
-                            *score = shape.scale() * dot(q, &cache[j * row + column..][..d]);
-                        }
-                        softmax(scores);
-                        out.fill(0.0);
-                        for (&p, j) in scores.iter().zip(keys.clone()) {
-                            let v = &cache[j * row + shape.kv_size() + column..][..d];
-                            out.iter_mut()
-                                .zip(v)
-                                .for_each(|(o, &v)| *o = p.mul_add(v, *o));
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (score, j) in scores.iter_mut().zip(keys.clone()) {
+                                *score = shape.scale() * dot(q, &cache[j * row + column..][..d]);
+                            }
+                            softmax(scores);
+                            out.fill(0.0);
+                            for (&p, j) in scores.iter().zip(keys.clone()) {
+                                let v = &cache[j * row + shape.kv_size() + column..][..d];
+                                out.iter_mut()
+                                    .zip(v)
+                                    .for_each(|(o, &v)| *o = p.mul_add(v, *o));
+                            }
+                        },
+                    );
                 });
             });
         });
@@ -351,14 +354,17 @@ fn forward_head(
             let target = MatMut::new(scores, queries.len(), keys.len());
             let (q, k) = (q.rows(queries.clone()), k.rows(keys.clone()));
             matmul(target, Write::Replace, shape.scale(), q, k.t(), false);
-            vectorised(|| {
-                for (i, scores) in queries.clone().zip(scores.chunks_exact_mut(keys.len())) {
-                    let seen = seen_columns(shape, i, &keys);
-                    lse[i] = softmax(&mut scores[seen.clone()]);
-                    scores[..seen.start].fill(0.0);
-                    scores[seen.end..].fill(0.0);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, scores) in queries.clone().zip(scores.chunks_exact_mut(keys.len())) {
+                        let seen = seen_columns(shape, i, &keys);
+                        lse[i] = softmax(&mut scores[seen.clone()]);
+                        scores[..seen.start].fill(0.0);
+                        scores[seen.end..].fill(0.0);
+                    }
+                },
+            );
             let p = MatRef::new(scores, queries.len(), keys.len());
             matmul(
                 block_out,
@@ -404,14 +410,17 @@ fn backward_head(
                 k.t(),
                 false,
             );
-            vectorised(|| {
-                for (i, p) in queries.clone().zip(p.chunks_exact_mut(cols)) {
-                    let seen = seen_columns(shape, i, &keys);
-                    p[..seen.start].fill(0.0);
-                    p[seen.end..].fill(0.0);
-                    p[seen].iter_mut().for_each(|p| *p = exp(*p - lse[i]));
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, p) in queries.clone().zip(p.chunks_exact_mut(cols)) {
+                        let seen = seen_columns(shape, i, &keys);
+                        p[..seen.start].fill(0.0);
+                        p[seen.end..].fill(0.0);
+                        p[seen].iter_mut().for_each(|p| *p = exp(*p - lse[i]));
+                    }
+                },
+            );
             // dS = P ∘ (dP − δ).
             matmul(
                 MatMut::new(ds, rows, cols),
@@ -421,18 +430,21 @@ fn backward_head(
                 v.t(),
                 false,
             );
-            vectorised(|| {
-                for (i, (ds, p)) in ds
-                    .chunks_exact_mut(cols)
-                    .zip(p.chunks_exact(cols))
-                    .enumerate()
-                {
-                    let delta = dot(dout.row(i), out.row(i));
-                    ds.iter_mut()
-                        .zip(p)
-                        .for_each(|(ds, &p)| *ds = p * (*ds - delta));
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, (ds, p)) in ds
+                        .chunks_exact_mut(cols)
+                        .zip(p.chunks_exact(cols))
+                        .enumerate()
+                    {
+                        let delta = dot(dout.row(i), out.row(i));
+                        ds.iter_mut()
+                            .zip(p)
+                            .for_each(|(ds, &p)| *ds = p * (*ds - delta));
+                    }
+                },
+            );
             let (p, ds) = (MatRef::new(p, rows, cols), MatRef::new(ds, rows, cols));
             matmul(block_dq, Write::Replace, shape.scale(), ds, k, false);
             matmul(dk, Write::Add, shape.scale(), ds.t(), q, false);

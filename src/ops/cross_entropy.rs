@@ -54,7 +54,10 @@ impl CrossEntropy for Cpu {
                 .zip(logits.par_chunks(vocab.max(1)))
                 .zip(labels)
                 .for_each(|((stats, logits), &label)| {
-                    let (row, _) = vectorised(|| forward_row(logits, label as usize));
+                    let (row, _) = vectorised(
+                        #[inline(always)]
+                        || forward_row(logits, label as usize),
+                    );
                     stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
                 });
         });
@@ -76,16 +79,19 @@ impl CrossEntropy for Cpu {
                 .zip(logits.par_chunks_mut(vocab.max(1)))
                 .zip(labels)
                 .for_each(|((stats, logits), &label)| {
-                    vectorised(|| {
-                        let (row, [top, log_total]) = forward_row(logits, label as usize);
-                        stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
-                        // lse = top + log_total, subtracted one by one: their sum would round to
-                        // the precision of the largest logit.
-                        for z in logits.iter_mut() {
-                            *z = scale * exp((*z - top) - log_total);
-                        }
-                        logits[label as usize] -= scale;
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let (row, [top, log_total]) = forward_row(logits, label as usize);
+                            stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
+                            // lse = top + log_total, subtracted one by one: their sum would round to
+                            // the precision of the largest logit.
+                            for z in logits.iter_mut() {
+                                *z = scale * exp((*z - top) - log_total);
+                            }
+                            logits[label as usize] -= scale;
+                        },
+                    );
                 });
         });
     }

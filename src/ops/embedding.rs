@@ -45,14 +45,17 @@ impl Embedding for Cpu {
         }
         self.pool.install(|| {
             tasks.into_par_iter().for_each(|(start, mut columns)| {
-                vectorised(|| {
-                    for (dout, &id) in dout.chunks_exact(hidden).zip(ids) {
-                        let row = columns.row_mut(id as usize);
-                        for (d, &g) in row.iter_mut().zip(&dout[start..]) {
-                            *d += g;
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (dout, &id) in dout.chunks_exact(hidden).zip(ids) {
+                            let row = columns.row_mut(id as usize);
+                            for (d, &g) in row.iter_mut().zip(&dout[start..]) {
+                                *d += g;
+                            }
                         }
-                    }
-                });
+                    },
+                );
             });
         });
     }

@@ -64,19 +64,22 @@ impl GradNorm for Cpu {
 
 /// Σ g² in float64, 8 partial sums at a time.
 fn sum_of_squares(values: &[f32]) -> f64 {
-    vectorised(|| {
-        let mut lanes = [0.0f64; 8];
-        let chunks = values.chunks_exact(8);
-        let tail: f64 = chunks
-            .remainder()
-            .iter()
-            .map(|&g| f64::from(g) * f64::from(g))
-            .sum();
-        for chunk in chunks {
-            for i in 0..8 {
-                lanes[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
+    vectorised(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; 8];
+            let chunks = values.chunks_exact(8);
+            let tail: f64 = chunks
+                .remainder()
+                .iter()
+                .map(|&g| f64::from(g) * f64::from(g))
+                .sum();
+            for chunk in chunks {
+                for i in 0..8 {
+                    lanes[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
+                }
             }
-        }
-        lanes.iter().sum::<f64>() + tail
-    })
+            lanes.iter().sum::<f64>() + tail
+        },
+    )
 }

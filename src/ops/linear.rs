@@ -145,14 +145,17 @@ impl Linear for Cpu {
                 .enumerate()
                 .for_each(|(task, dbias)| {
                     let start = task * COLUMNS_PER_TASK;
-                    vectorised(|| {
-                        for dy in dy.chunks_exact(outputs) {
-                            dbias
-                                .iter_mut()
-                                .zip(&dy[start..])
-                                .for_each(|(db, &dy)| *db += dy);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for dy in dy.chunks_exact(outputs) {
+                                dbias
+                                    .iter_mut()
+                                    .zip(&dy[start..])
+                                    .for_each(|(db, &dy)| *db += dy);
+                            }
+                        },
+                    );
                 });
             let dy = MatRef::new(dy, rows, outputs);
             let x = MatRef::new(x, rows, inputs);

@@ -76,22 +76,26 @@ impl QkNorm for Cpu {
                 .zip(raw.par_chunks(ROWS_PER_TASK * row))
                 .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK * normed))
                 .for_each(|((out, raw), inv_rms)| {
-                    vectorised(|| {
-                        let rows = out.chunks_exact_mut(row).zip(raw.chunks_exact(row));
-                        for ((out, raw), inv_rms) in rows.zip(inv_rms.chunks_exact_mut(normed)) {
-                            for (head, r) in inv_rms.iter_mut().enumerate() {
-                                let weight = if head < shape.heads {
-                                    q_weight
-                                } else {
-                                    k_weight
-                                };
-                                let columns = head * d..(head + 1) * d;
-                                let (x, y) = (&raw[columns.clone()], &mut out[columns]);
-                                *r = forward_row(x, weight, y, eps);
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = out.chunks_exact_mut(row).zip(raw.chunks_exact(row));
+                            for ((out, raw), inv_rms) in rows.zip(inv_rms.chunks_exact_mut(normed))
+                            {
+                                for (head, r) in inv_rms.iter_mut().enumerate() {
+                                    let weight = if head < shape.heads {
+                                        q_weight
+                                    } else {
+                                        k_weight
+                                    };
+                                    let columns = head * d..(head + 1) * d;
+                                    let (x, y) = (&raw[columns.clone()], &mut out[columns]);
+                                    *r = forward_row(x, weight, y, eps);
+                                }
+                                out[normed * d..].copy_from_slice(&raw[normed * d..]);
                             }
-                            out[normed * d..].copy_from_slice(&raw[normed * d..]);
-                        }
-                    });
+                        },
+                    );
                 });
         });
     }
@@ -110,43 +114,49 @@ impl QkNorm for Cpu {
             self.arena.split(reads, [dqkv, dweights.0, dweights.1]);
         let (row, normed, d) = (shape.row(), shape.normed(), shape.head_dim);
         // The weights are as short as one head: one pass in row order, before dqkv is overwritten.
-        vectorised(|| {
-            let rows = raw.chunks_exact(row).zip(dqkv.chunks_exact(row));
-            for ((raw, dqkv), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
-                for (head, &r) in inv_rms.iter().enumerate() {
-                    let columns = head * d..(head + 1) * d;
-                    let dweight = if head < shape.heads {
-                        &mut *dq_weight
-                    } else {
-                        &mut *dk_weight
-                    };
-                    add_weight_gradient(&raw[columns.clone()], &dqkv[columns], r, dweight);
+        vectorised(
+            #[inline(always)]
+            || {
+                let rows = raw.chunks_exact(row).zip(dqkv.chunks_exact(row));
+                for ((raw, dqkv), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
+                    for (head, &r) in inv_rms.iter().enumerate() {
+                        let columns = head * d..(head + 1) * d;
+                        let dweight = if head < shape.heads {
+                            &mut *dq_weight
+                        } else {
+                            &mut *dk_weight
+                        };
+                        add_weight_gradient(&raw[columns.clone()], &dqkv[columns], r, dweight);
+                    }
                 }
-            }
-        });
+            },
+        );
         self.pool.install(|| {
             dqkv.par_chunks_mut(ROWS_PER_TASK * row)
                 .zip(raw.par_chunks(ROWS_PER_TASK * row))
                 .zip(inv_rms.par_chunks(ROWS_PER_TASK * normed))
                 .for_each(|((dqkv, raw), inv_rms)| {
-                    vectorised(|| {
-                        let rows = dqkv.chunks_exact_mut(row).zip(raw.chunks_exact(row));
-                        for ((dqkv, raw), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
-                            for (head, &r) in inv_rms.iter().enumerate() {
-                                let weight = if head < shape.heads {
-                                    q_weight
-                                } else {
-                                    k_weight
-                                };
-                                let columns = head * d..(head + 1) * d;
-                                let (x, dy) = (&raw[columns.clone()], &mut dqkv[columns]);
-                                let slope = row_slope(x, weight, dy, r);
-                                for ((dy, &x), &w) in dy.iter_mut().zip(x).zip(weight) {
-                                    *dy = r * w * *dy - x * slope;
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = dqkv.chunks_exact_mut(row).zip(raw.chunks_exact(row));
+                            for ((dqkv, raw), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
+                                for (head, &r) in inv_rms.iter().enumerate() {
+                                    let weight = if head < shape.heads {
+                                        q_weight
+                                    } else {
+                                        k_weight
+                                    };
+                                    let columns = head * d..(head + 1) * d;
+                                    let (x, dy) = (&raw[columns.clone()], &mut dqkv[columns]);
+                                    let slope = row_slope(x, weight, dy, r);
+                                    for ((dy, &x), &w) in dy.iter_mut().zip(x).zip(weight) {
+                                        *dy = r * w * *dy - x * slope;
+                                    }
                                 }
                             }
-                        }
-                    });
+                        },
+                    );
                 });
         });
     }

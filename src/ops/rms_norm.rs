@@ -50,12 +50,15 @@ impl RmsNorm for Cpu {
                 .zip(x.par_chunks(ROWS_PER_TASK * hidden))
                 .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK))
                 .for_each(|((y, x), inv_rms)| {
-                    vectorised(|| {
-                        let rows = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
-                        for ((y, x), r) in rows.zip(inv_rms) {
-                            *r = forward_row(x, weight, y, eps);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+                            for ((y, x), r) in rows.zip(inv_rms) {
+                                *r = forward_row(x, weight, y, eps);
+                            }
+                        },
+                    );
                 });
         });
     }
@@ -79,32 +82,40 @@ impl RmsNorm for Cpu {
                 .zip(dy.par_chunks(piece))
                 .zip(inv_rms.par_chunks(ROWS_PER_TASK))
                 .for_each(|(((dx, x), dy), inv_rms)| {
-                    vectorised(|| {
-                        let rows = dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
-                        for (((dx, x), dy), &r) in rows.zip(dy.chunks_exact(hidden)).zip(inv_rms) {
-                            let slope = row_slope(x, weight, dy, r);
-                            for i in 0..hidden {
-                                dx[i] += r * weight[i] * dy[i] - x[i] * slope;
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+                            for (((dx, x), dy), &r) in
+                                rows.zip(dy.chunks_exact(hidden)).zip(inv_rms)
+                            {
+                                let slope = row_slope(x, weight, dy, r);
+                                for i in 0..hidden {
+                                    dx[i] += r * weight[i] * dy[i] - x[i] * slope;
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                 });
             dweight
                 .par_chunks_mut(COLUMNS_PER_TASK)
                 .enumerate()
                 .for_each(|(task, dweight)| {
                     let columns = task * COLUMNS_PER_TASK..task * COLUMNS_PER_TASK + dweight.len();
-                    vectorised(|| {
-                        let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden));
-                        for ((x, dy), &r) in rows.zip(inv_rms) {
-                            add_weight_gradient(
-                                &x[columns.clone()],
-                                &dy[columns.clone()],
-                                r,
-                                dweight,
-                            );
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden));
+                            for ((x, dy), &r) in rows.zip(inv_rms) {
+                                add_weight_gradient(
+                                    &x[columns.clone()],
+                                    &dy[columns.clone()],
+                                    r,
+                                    dweight,
+                                );
+                            }
+                        },
+                    );
                 });
         });
     }

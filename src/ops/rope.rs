@@ -85,21 +85,24 @@ fn rotate(
         x.par_chunks_mut(ROWS_PER_TASK * shape.row)
             .zip(positions.par_chunks(ROWS_PER_TASK))
             .for_each(|(x, positions)| {
-                vectorised(|| {
-                    for (row, &position) in x.chunks_exact_mut(shape.row).zip(positions) {
-                        let cos = &cos[position as usize * half..][..half];
-                        let sin = &sin[position as usize * half..][..half];
-                        let heads = row.chunks_exact_mut(shape.head_dim);
-                        for head in heads.take(shape.rotated_heads) {
-                            let (first, second) = head.split_at_mut(half);
-                            let pairs = first.iter_mut().zip(second);
-                            for ((a, b), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
-                                let sin = direction * sin;
-                                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (row, &position) in x.chunks_exact_mut(shape.row).zip(positions) {
+                            let cos = &cos[position as usize * half..][..half];
+                            let sin = &sin[position as usize * half..][..half];
+                            let heads = row.chunks_exact_mut(shape.head_dim);
+                            for head in heads.take(shape.rotated_heads) {
+                                let (first, second) = head.split_at_mut(half);
+                                let pairs = first.iter_mut().zip(second);
+                                for ((a, b), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
+                                    let sin = direction * sin;
+                                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
             });
     });
 }

@@ -35,17 +35,20 @@ impl Swiglu for Cpu {
             act.par_chunks_mut(ROWS_PER_TASK * width)
                 .zip(gate_up.par_chunks(ROWS_PER_TASK * 2 * width))
                 .for_each(|(act, gate_up)| {
-                    vectorised(|| {
-                        let rows = act
-                            .chunks_exact_mut(width)
-                            .zip(gate_up.chunks_exact(2 * width));
-                        for (act, gate_up) in rows {
-                            let (gate, up) = gate_up.split_at(width);
-                            for ((act, &g), &u) in act.iter_mut().zip(gate).zip(up) {
-                                *act = g * sigmoid(g) * u;
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = act
+                                .chunks_exact_mut(width)
+                                .zip(gate_up.chunks_exact(2 * width));
+                            for (act, gate_up) in rows {
+                                let (gate, up) = gate_up.split_at(width);
+                                for ((act, &g), &u) in act.iter_mut().zip(gate).zip(up) {
+                                    *act = g * sigmoid(g) * u;
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                 });
         });
     }
@@ -66,15 +69,18 @@ impl Swiglu for Cpu {
                 .zip(gate_up.par_chunks(wide))
                 .zip(dgate_up.par_chunks_mut(wide))
                 .for_each(|(((act, dact), gate_up), dgate_up)| {
-                    vectorised(|| {
-                        let rows = act.chunks_exact_mut(width).zip(dact.chunks_exact(width));
-                        let wide_rows = gate_up
-                            .chunks_exact(2 * width)
-                            .zip(dgate_up.chunks_exact_mut(2 * width));
-                        for ((act, dact), (gate_up, dgate_up)) in rows.zip(wide_rows) {
-                            backward_row(gate_up, dact, dgate_up, act);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = act.chunks_exact_mut(width).zip(dact.chunks_exact(width));
+                            let wide_rows = gate_up
+                                .chunks_exact(2 * width)
+                                .zip(dgate_up.chunks_exact_mut(2 * width));
+                            for ((act, dact), (gate_up, dgate_up)) in rows.zip(wide_rows) {
+                                backward_row(gate_up, dact, dgate_up, act);
+                            }
+                        },
+                    );
                 });
         });
     }

@@ -7,7 +7,9 @@
 /// Partial sums of a reduction: the lanes of one AVX-512 register.
 const LANES: usize = 16;
 
-/// Runs `f` compiled for the best vector instructions that this CPU has.
+/// Runs `f` compiled for the best vector instructions that this CPU has. The closure must be marked
+/// `#[inline(always)]`: one that is only called from the dispatcher is compiled for the plain
+/// instruction set, where each multiply-add is a call into the maths library.
 #[inline(always)]
 pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -194,7 +196,13 @@ mod tests {
         for n in 0..70 {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let exact: f32 = (0..n).map(|i| (i * i) as f32).sum();
-            assert_eq!(vectorised(|| dot(&a, &a)), exact);
+            assert_eq!(
+                vectorised(
+                    #[inline(always)]
+                    || dot(&a, &a)
+                ),
+                exact
+            );
             assert_eq!(sum(&a), (0..n).sum::<i32>() as f32);
         }
     }
