@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use sft::data::{ChatTemplate, Tokenizer};
 use sft::dtype::DType;
 use sft::io::{AtomicFolder, TensorMeta, WeightFiles, write_safetensors};
 use sft::model::families::{FAMILIES, read_json_object};
 use sft::model::{
-    GenerationDefaults, InitOptions, ModelSpec, ParamTable, init_model, load_weights,
-    save_model_folder, save_model_folder_sharded,
+    GenerationDefaults, InitOptions, ModelSpec, Overrides, ParamTable, SaveOptions, init_model,
+    load_weights, save_model_folder,
 };
 use sft::{ErrorKind, Result};
 use tempfile::TempDir;
@@ -497,7 +498,7 @@ fn save(dest: &Path, source: &Path, weights: &[f32]) -> Result<()> {
         source,
         &spec,
         &table,
-        DType::F32,
+        &SaveOptions::default(),
         |param, start, chunk| {
             chunk.copy_from_slice(&weights[param.offset + start..][..chunk.len()]);
             Ok(())
@@ -630,7 +631,7 @@ fn the_saved_dtype_stands_under_the_key_that_the_source_uses() {
         chunk.fill(1.0);
         Ok(())
     };
-    save_model_folder(&dest, &source, &spec, &table, DType::F16, ones).unwrap();
+    save_model_folder(&dest, &source, &spec, &table, &DType::F16.into(), ones).unwrap();
     let config = read_json_object(&dest.join("config.json")).unwrap();
     assert_eq!(config["torch_dtype"], "float16");
     assert!(!config.contains_key("dtype"));
@@ -639,18 +640,102 @@ fn the_saved_dtype_stands_under_the_key_that_the_source_uses() {
 }
 
 #[test]
+fn overrides_take_the_place_of_whatever_says_otherwise() {
+    let dir = TempDir::new().unwrap();
+    let (source, dest) = (dir.path().join("source"), dir.path().join("saved"));
+    let (_, _, weights) = load(&fixture("llama-tiny"));
+    save(&source, &fixture("llama-tiny"), &weights).unwrap();
+    let write = |name: &str, value: Value| {
+        fs::write(source.join(name), value.to_string()).unwrap();
+    };
+    write(
+        "tokenizer_config.json",
+        json!({"eos_token": {"content": "<|im_end|>"}, "pad_token": "<|endoftext|>",
+            "chat_template": [{"name": "default", "template": "old"}]}),
+    );
+    write(
+        "special_tokens_map.json",
+        json!({"eos_token": "<|im_end|>"}),
+    );
+    write(
+        "generation_config.json",
+        json!({"eos_token_id": [2, 1], "top_k": 5}),
+    );
+    write("chat_template.json", json!({"chat_template": "old"}));
+    fs::create_dir(source.join("additional_chat_templates")).unwrap();
+    fs::write(source.join("additional_chat_templates/rag.jinja"), "old").unwrap();
+
+    let templates = [("default", "new"), ("tool_use", "new with tools")];
+    let options = SaveOptions {
+        overrides: Overrides {
+            eos_token: Some(("<|im_start|>".into(), 1)),
+            chat_templates: templates.map(|(k, v)| (k.into(), v.into())).into(),
+        },
+        ..SaveOptions::default()
+    };
+    let save_with = |options: &SaveOptions| {
+        let (spec, table, weights) = load(&source);
+        save_model_folder(
+            &dest,
+            &source,
+            &spec,
+            &table,
+            options,
+            |param, start, chunk| {
+                chunk.copy_from_slice(&weights[param.offset + start..][..chunk.len()]);
+                Ok(())
+            },
+        )
+    };
+    save_with(&options).unwrap();
+    let read = |name: &str| Value::Object(read_json_object(&dest.join(name)).unwrap());
+    let tokenizer = json!({"eos_token": "<|im_start|>", "pad_token": "<|endoftext|>"});
+    assert_eq!(read("tokenizer_config.json"), tokenizer);
+    assert_eq!(
+        read("special_tokens_map.json"),
+        json!({"eos_token": "<|im_start|>"})
+    );
+    assert_eq!(read("config.json")["eos_token_id"], 1);
+    assert_eq!(
+        read("generation_config.json"),
+        json!({"eos_token_id": [1, 2], "top_k": 5})
+    );
+    assert!(!dest.join("chat_template.json").exists());
+    let additional = names(&dest.join("additional_chat_templates"));
+    assert_eq!(additional, BTreeSet::from(["tool_use.jinja".to_owned()]));
+    let opened = Tokenizer::open(&dest).unwrap();
+    assert_eq!(opened.eos_token(), Some("<|im_start|>"));
+    let template = ChatTemplate::of(&opened).unwrap().unwrap();
+    assert_eq!(template.sources(), &options.overrides.chat_templates);
+
+    // Alone, config.json says where generation ends.
+    fs::remove_file(source.join("generation_config.json")).unwrap();
+    save_with(&options).unwrap();
+    assert_eq!(read("config.json")["eos_token_id"], json!([1, 2]));
+    let ids = GenerationDefaults::from_dir(&dest).unwrap().eos_token_ids;
+    assert_eq!(ids, [1, 2]);
+
+    let mut outside = options.clone();
+    let name = "../../escaped".to_owned();
+    outside.overrides.chat_templates.insert(name, "x".into());
+    assert_error(save_with(&outside), ErrorKind::Template, &["../../escaped"]);
+}
+
+#[test]
 fn saving_over_a_model_keeps_foreign_files_and_drops_old_shards() {
     let dir = TempDir::new().unwrap();
     let source = fixture("llama-tiny-untied");
     let dest = dir.path().join("out");
     let (spec, table, weights) = load(&source);
-    save_model_folder_sharded(
+    save_model_folder(
         &dest,
         &source,
         &spec,
         &table,
-        DType::F32,
-        300_000,
+        &SaveOptions {
+            max_shard_bytes: 300_000,
+            ..SaveOptions::default()
+        },
         |p, i, chunk| {
             chunk.copy_from_slice(&weights[p.offset + i..][..chunk.len()]);
             Ok(())
@@ -694,7 +779,7 @@ fn a_failing_source_of_weights_leaves_the_earlier_model() {
         &source,
         &spec,
         &table,
-        DType::F32,
+        &SaveOptions::default(),
         |param, _, chunk| {
             chunk.fill(0.0);
             match param.name.as_str() {
@@ -719,7 +804,7 @@ fn values_beyond_float16_are_refused() {
         &source,
         &spec,
         &table,
-        DType::F16,
+        &DType::F16.into(),
         |param, _, chunk| {
             chunk.fill(1.0);
             if param.name == "model.norm.weight" {
@@ -743,10 +828,17 @@ fn a_model_is_not_saved_under_another_models_config() {
     let spec = ModelSpec::from_dir(fixture("llama3-tiny")).unwrap();
     let source = fixture("llama-tiny");
     let dest = dir.path().join("out");
-    let failed = save_model_folder(&dest, source, &spec, &table, DType::F32, |p, i, chunk| {
-        chunk.copy_from_slice(&weights[p.offset + i..][..chunk.len()]);
-        Ok(())
-    });
+    let failed = save_model_folder(
+        &dest,
+        source,
+        &spec,
+        &table,
+        &SaveOptions::default(),
+        |p, i, chunk| {
+            chunk.copy_from_slice(&weights[p.offset + i..][..chunk.len()]);
+            Ok(())
+        },
+    );
     assert_error(failed, ErrorKind::Model, &["another model"]);
 }
 

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 use sft::ErrorKind;
 use sft::config::Config;
-use sft::data::{Batch, IGNORE};
+use sft::data::{Batch, ChatTemplate, Conversation, IGNORE, Tokenizer};
 use sft::engine::{Canceller, Generator, Hooks, SamplingOptions, Session, evaluate_model, plan};
+use sft::model::GenerationDefaults;
 use sft::report::{StepReport, StopReason};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -497,6 +498,34 @@ fn a_saved_model_is_read_back_to_the_bit() {
     again.save(&second).unwrap();
     let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
     assert!(weights(&first) == weights(&second));
+}
+
+#[test]
+fn what_is_saved_has_the_end_token_and_the_template_of_the_configuration() {
+    let dir = folder();
+    let template = dir.path().join("template.jinja");
+    std::fs::write(&template, "{{ messages[0].content }}{{ eos_token }}").unwrap();
+    // Whether the run reads rows or the host feeds it.
+    for start_with in [config, host_fed] {
+        let keys = json!({"eos_token": "<|im_start|>", "max_steps": 1, "save_strategy": "steps",
+            "chat_template_path": template.display().to_string(), "overwrite_output_dir": true});
+        let mut session = start(start_with(dir.path(), keys));
+        session.step_batch(&[batch(0)]).unwrap();
+        let exported = dir.path().join("exported");
+        session.save(&exported).unwrap();
+        for saved in [exported, dir.path().join("out/checkpoint-1")] {
+            let tokenizer = Tokenizer::open(&saved).unwrap();
+            assert_eq!(tokenizer.eos_token_id(), Some(1));
+            let template = ChatTemplate::of(&tokenizer).unwrap().unwrap();
+            let conversation = Conversation {
+                messages: &[json!({"role": "user", "content": "x"})],
+                ..Conversation::default()
+            };
+            assert_eq!(template.render(&conversation).unwrap(), "x<|im_start|>");
+            let ends = GenerationDefaults::from_dir(&saved).unwrap().eos_token_ids;
+            assert_eq!(ends, [1, 2]);
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
@@ -70,8 +70,9 @@ impl ChatTemplate {
         Ok(self)
     }
 
-    /// The template that comes with the tokenizer: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json` (a text, or a list of named ones); `None` when it has none.
+    /// The template that comes with the tokenizer: `chat_template.jinja` (and named ones under
+    /// `additional_chat_templates`), else `chat_template` of `tokenizer_config.json` (a text, or a
+    /// list of named ones); `None` when it has none.
     pub fn of(tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let sources = template_sources(tokenizer.folder(), tokenizer.config())?;
         match sources.is_empty() {
@@ -141,6 +142,11 @@ impl ChatTemplate {
     /// The text of the template (of the default one, when there are several).
     pub fn source(&self) -> &str {
         &self.sources[DEFAULT]
+    }
+
+    /// The texts of all templates by name; one is named `default`.
+    pub fn sources(&self) -> &BTreeMap<String, String> {
+        &self.sources
     }
 
     /// The conversation as text.
@@ -321,13 +327,30 @@ fn template_sources(folder: &Path, config: &Map<String, Json>) -> Result<BTreeMa
             ));
         }
     }
-    let path = folder.join("chat_template.jinja");
-    match fs::read_to_string(&path) {
-        Ok(source) => {
-            sources.insert(DEFAULT.to_string(), source);
+    // Templates in files take the place of all others, as in transformers.
+    let files = template_files(folder)?;
+    Ok(if files.is_empty() { sources } else { files })
+}
+
+/// `chat_template.jinja` as the default, and `additional_chat_templates/<name>.jinja`.
+fn template_files(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let mut paths = vec![(DEFAULT.to_string(), folder.join("chat_template.jinja"))];
+    if let Ok(entries) = fs::read_dir(folder.join("additional_chat_templates")) {
+        let named = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_suffix(".jinja")?;
+            Some((name.to_string(), path))
+        };
+        paths.extend(entries.flatten().filter_map(|e| named(e.path())));
+    }
+    let mut sources = BTreeMap::new();
+    for (name, path) in paths {
+        match fs::read_to_string(&path) {
+            Ok(source) => {
+                sources.insert(name, source);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(path, e)),
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(path, e)),
     }
     Ok(sources)
 }

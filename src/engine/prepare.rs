@@ -11,7 +11,7 @@ use crate::data::{
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::io::WeightFiles;
 use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
-use crate::model::{ModelSpec, ParamTable};
+use crate::model::{ModelSpec, Overrides, ParamTable};
 use crate::ops::Cpu;
 use crate::train::Network;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,25 @@ pub fn open_tokenizer(config: &Config) -> Result<(Tokenizer, Option<ChatTemplate
         None => ChatTemplate::of(&tokenizer)?,
     };
     Ok((tokenizer, template))
+}
+
+/// The configuration's `eos_token` and `chat_template_path`, as a saved model is to have them.
+pub(super) fn overrides(config: &Config) -> Result<Overrides> {
+    let mut overrides = Overrides::default();
+    if config.eos_token.is_none() && config.chat_template_path.is_none() {
+        return Ok(overrides);
+    }
+    let (tokenizer, template) = open_tokenizer(config)?;
+    if let Some(token) = &config.eos_token {
+        let id = tokenizer
+            .eos_token_id()
+            .and_then(|id| u32::try_from(id).ok());
+        overrides.eos_token = id.map(|id| (token.clone(), id));
+    }
+    if let Some(template) = template.filter(|_| config.chat_template_path.is_some()) {
+        overrides.chat_templates = template.sources().clone();
+    }
+    Ok(overrides)
 }
 
 /// The memory plan of a run, without touching a device. Reads the model's `config.json` and, where

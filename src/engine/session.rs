@@ -8,10 +8,9 @@ use super::prepare::{self, Data};
 use super::run_files::RunFiles;
 use crate::config::{Config, EvalStrategy, SaveStrategy};
 use crate::data::{Batch, DataReport, Update};
-use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryPlan;
-use crate::model::{ModelSpec, save_model_folder};
+use crate::model::{ModelSpec, SaveOptions, save_model_folder};
 use crate::report::{EvalReport, Snapshot, StepReport, StopReason};
 use crate::schedule::Schedule;
 use crate::stop::{Budget, Observation, RuleStatus, StopMachine};
@@ -36,6 +35,7 @@ pub struct Session {
     hooks: Hooks,
     network: Box<dyn AnyNetwork>,
     data: Data,
+    saving: SaveOptions,
     optimizer: AdamWOptions,
     schedule: Schedule,
     total_steps: Option<u64>,
@@ -80,6 +80,10 @@ impl Session {
                 "eval_strategy: there are no rows to evaluate on; set eval_dataset_name or val_size",
             ));
         }
+        let saving = SaveOptions {
+            overrides: prepare::overrides(&config)?,
+            ..SaveOptions::default()
+        };
         let total_steps = total_steps(&config, &data);
         let schedule = config.schedule(total_steps.or_needed_by(&config)?)?;
         let work = prepare::training_workload(&config, &spec, &data)?;
@@ -104,6 +108,7 @@ impl Session {
             hooks,
             network,
             data,
+            saving,
             schedule,
             total_steps,
             stop,
@@ -294,7 +299,8 @@ impl Session {
         self.restored_best
     }
 
-    /// Writes the weights and the tokenizer as a Hugging Face folder, whole or not at all.
+    /// Writes the weights and the tokenizer as a Hugging Face folder, whole or not at all; the
+    /// configuration's `eos_token` and `chat_template_path` are part of it.
     ///
     /// # Errors
     /// `Io` naming the file; an earlier model in `dir` stays as it was.
@@ -321,7 +327,7 @@ impl Session {
             source,
             &spec,
             &table,
-            DType::F32,
+            &self.saving,
             |param, start, chunk| {
                 network.read_weight(param, start, chunk);
                 Ok(())

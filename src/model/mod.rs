@@ -9,7 +9,7 @@ mod params;
 mod spec;
 mod train_tokenizer;
 
-pub use folder::{ExtraTensors, load_weights, save_model_folder, save_model_folder_sharded};
+pub use folder::{ExtraTensors, Overrides, SaveOptions, load_weights, save_model_folder};
 pub use generation::GenerationDefaults;
 pub use init::{CHATML_TEMPLATE, InitOptions, init_model};
 pub use params::{ALIGNMENT, LayerSlots, Param, ParamTable, Slot};

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         &args.model,
         &spec,
         &table,
-        dtype,
+        &dtype.into(),
         |param, start, chunk| {
             if tensor.0 != param.name {
                 tensor.1.resize(param.len(), 0.0);
