@@ -41,6 +41,8 @@
 //! | a run | [`engine`] |
 //! | doors | [`capi`], the `sft` command |
 
+#![warn(missing_docs)]
+
 pub mod capi;
 pub mod config;
 pub mod data;

@@ -2,7 +2,7 @@
 //! TRL's defaults, so that a configuration written for `SFTTrainer` runs as it is.
 //!
 //! A key enters by one of four doors (YAML or JSON file, JSON text, a typed setter, a command line
-//! word) and all of them lead through [`Config::merge`]: known key, known peer key ([`peer`]), or an
+//! word) and all of them lead through `Config::merge`: known key, known peer key (`peer`), or an
 //! error that names the nearest known key. [`Config::validate`] then looks at the whole.
 
 mod fields;
