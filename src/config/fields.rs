@@ -86,13 +86,14 @@ config! {
         completion_only_loss: Option<bool> = None;
         /// Train on assistant turns only, by the template's generation blocks.
         assistant_only_loss: bool = false;
-        /// Shuffle the rows once before anything else.
+        /// Shuffle the training rows once, by `data_seed`, before they are packed. The order is not
+        /// the one that TRL draws.
         shuffle_dataset: bool = false;
         /// random | sequential | group_by_length: the order of rows in each epoch.
         train_sampling_strategy: SamplingStrategy = SamplingStrategy::Random;
         /// Threads that tokenise; null: as `threads`.
         dataset_num_proc: Option<usize> = None;
-        /// Where tokenised rows are kept between runs; null: the user's cache folder.
+        /// Where tokenised rows are kept between runs; null: nowhere.
         cache_dir: Option<PathBuf> = None;
     }
     "Optimisation" {

@@ -157,7 +157,10 @@ impl Dataset {
 
         let mut report = DataReport::default();
         let index = store.index();
-        for row in read.iter().map(|&d| &index[d as usize]) {
+        // The lines named are the first of the file, whatever the order of the documents.
+        let mut in_file_order = read.to_vec();
+        in_file_order.sort_unstable();
+        for row in in_file_order.into_iter().map(|d| &index[d as usize]) {
             report.rows_read += 1;
             let len = row.len as usize;
             if len == 0 {
@@ -346,11 +349,7 @@ impl Dataset {
             ));
         }
         let mut drawn = self.read.to_vec();
-        let stream = Stream::new(seed, SPLIT_STREAM);
-        for i in 0..wanted {
-            let left = (rows - i) as f64;
-            drawn.swap(i, i + (stream.uniform(i as u64) * left) as usize);
-        }
+        draw(&mut drawn, wanted, &Stream::new(seed, SPLIT_STREAM));
         let mut train = drawn.split_off(wanted);
         train.sort_unstable();
         drawn.sort_unstable();
@@ -358,6 +357,18 @@ impl Dataset {
             Self::build(self.store.clone(), self.files.clone(), documents, options)
         };
         Ok((build(train, self.options)?, build(drawn, validation)?))
+    }
+
+    /// The same documents in an order drawn by `seed` (another than PyTorch's for that seed), with
+    /// rows, packed ones too, made of them in that order.
+    ///
+    /// # Errors
+    /// None but those of opening.
+    pub fn shuffle(&self, seed: u64) -> Result<(Self, DataReport)> {
+        let mut drawn = self.read.to_vec();
+        let all = drawn.len();
+        draw(&mut drawn, all, &Stream::new(seed, SHUFFLE_STREAM));
+        Self::build(self.store.clone(), self.files.clone(), drawn, self.options)
     }
 
     fn document_len(&self, index: usize) -> usize {
@@ -406,8 +417,18 @@ fn check_rows(options: &RowOptions) -> Result<()> {
     Err(Error::new(ErrorKind::Config, message))
 }
 
-/// The random stream that draws the validation split, apart from those of training.
+/// Draws `count` of the rows to the front, in the order drawn: a Fisher–Yates shuffle.
+fn draw(rows: &mut [u32], count: usize, stream: &Stream) {
+    for i in 0..count {
+        let left = (rows.len() - i) as f64;
+        rows.swap(i, i + (stream.uniform(i as u64) * left) as usize);
+    }
+}
+
+/// The random streams that draw the validation split and the order of the documents, apart from
+/// those of training.
 const SPLIT_STREAM: u64 = 0x7370_6c69_7400;
+const SHUFFLE_STREAM: u64 = 0x7368_7566_666c;
 
 impl fmt::Debug for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

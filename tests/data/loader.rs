@@ -223,6 +223,48 @@ fn a_split_is_disjoint_complete_and_repeatable() {
 }
 
 #[test]
+fn shuffled_documents_are_the_same_in_an_order_drawn_by_the_seed() {
+    let all = dataset(&[2; 50], RowOptions::default());
+    let ids = |d: &Dataset| -> Vec<i32> { (0..d.len()).map(|i| d.document(i).0[0]).collect() };
+    let shuffled = |seed| ids(&all.shuffle(seed).expect("rows").0);
+    let order = shuffled(7);
+    assert_eq!((&order, ids(&all)), (&shuffled(7), (0..50).collect()));
+    let mut sorted = order.clone();
+    sorted.sort();
+    assert_eq!(sorted, ids(&all));
+    // No place is left out: neither end stays what it was under every seed.
+    let moved = |at: usize| (0..20).any(|seed| shuffled(seed)[at] != at as i32);
+    assert!(moved(0) && moved(49) && shuffled(8) != order);
+
+    // Packed rows are made of the shuffled documents, and the report names lines of the file in order.
+    let options = RowOptions {
+        max_length: Some(4),
+        packing: Some(Packing::Wrapped),
+    };
+    let packed = dataset(&[3, 5, 5, 5, 3, 5, 5], options);
+    let (shuffled, report) = packed.shuffle(7).expect("rows");
+    let documents: Vec<i32> = shuffled.batches(99).next().expect("rows").tokens;
+    let plain: Vec<i32> = packed.batches(99).next().expect("rows").tokens;
+    assert_ne!(documents, plain);
+    assert_eq!((documents.len() as u64, report.tokens), (31, 31));
+    let options = RowOptions {
+        packing: None,
+        ..options
+    };
+    let (_, report) = dataset(&[3, 5, 5, 5, 3, 5, 5], options)
+        .shuffle(7)
+        .expect("rows");
+    assert_eq!(report.truncated.first_lines, [2, 3, 4, 6, 7]);
+    assert!(
+        dataset(&[], options)
+            .shuffle(7)
+            .expect("nothing")
+            .0
+            .is_empty()
+    );
+}
+
+#[test]
 fn evaluation_visits_every_row_in_order() {
     let rows = dataset(&[2, 3, 4, 5, 6], RowOptions::default());
     let batches: Vec<Batch> = rows.batches(2).collect();
