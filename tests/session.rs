@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 use sft::ErrorKind;
 use sft::config::Config;
 use sft::data::{Batch, ChatTemplate, Conversation, IGNORE, Tokenizer};
-use sft::engine::{Canceller, Generator, Hooks, SamplingOptions, Session, evaluate_model, plan};
+use sft::engine::{
+    Canceller, Generator, Hooks, LogLevel, SamplingOptions, Session, evaluate_model, plan,
+    training_rows,
+};
 use sft::model::GenerationDefaults;
 use sft::report::{StepReport, StopReason};
 use std::path::{Path, PathBuf};
@@ -395,6 +398,120 @@ fn a_canceller_works_while_loading() {
     );
 }
 
+/// Hooks that write down the warnings.
+fn warnings() -> (Hooks, Arc<Mutex<Vec<String>>>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let record = heard.clone();
+    let log = move |level, text: &str| {
+        if level == LogLevel::Warning {
+            record.lock().unwrap().push(text.to_owned());
+        }
+    };
+    let hooks = Hooks {
+        log: Some(Box::new(log)),
+        ..Hooks::default()
+    };
+    (hooks, heard)
+}
+
+fn write(folder: &Path, name: &str, rows: &[Value]) -> String {
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    let path = folder.join(name);
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn shuffled_rows_train_in_another_order_that_the_seed_decides() {
+    let first_losses = |keys: Value| {
+        let dir = folder();
+        let mut all = json!({"max_steps": 2});
+        for (key, value) in keys.as_object().unwrap() {
+            all[key] = value.clone();
+        }
+        let reports = run(&mut start(config(dir.path(), all)));
+        reports.iter().map(|r| r.loss).collect::<Vec<_>>()
+    };
+    let shuffled = first_losses(json!({"shuffle_dataset": true}));
+    assert_eq!(shuffled, first_losses(json!({"shuffle_dataset": true})));
+    assert_ne!(shuffled, first_losses(json!({})));
+    assert_ne!(
+        shuffled,
+        first_losses(json!({"shuffle_dataset": true, "data_seed": 1}))
+    );
+}
+
+#[test]
+fn training_rows_are_those_that_a_run_trains_on() {
+    let dir = folder();
+    let (hooks, heard) = warnings();
+    let config = config(
+        dir.path(),
+        json!({"val_size": 4, "max_length": 40,
+        "eval_dataset_name": null}),
+    );
+    let (rows, report) = training_rows(&config, hooks).unwrap();
+    assert_eq!((rows.len(), report.rows_read), (12, 12));
+    assert!(report.truncated.rows > 0);
+    assert!(heard.lock().unwrap()[0].contains("truncated"));
+    let session = start(config.clone());
+    assert_eq!(session.data_reports().0, Some(&report));
+    let mut without = config;
+    without.dataset_name = None;
+    let error = training_rows(&without, Hooks::default()).unwrap_err();
+    assert!(error.to_string().contains("dataset_name"), "{error}");
+}
+
+#[test]
+fn a_run_may_be_evaluated_on_its_training_rows_when_told_so() {
+    let dir = folder();
+    let mut config = config(dir.path(), json!({"eval_strategy": "steps"}));
+    config.eval_dataset_name = config.dataset_name.clone();
+    let session = start(config.clone());
+    assert_eq!(session.data_reports().1.unwrap().rows, 16);
+    config.eval_dataset_name = None;
+    config.output_dir = dir.path().join("out2");
+    let error = Session::start(config, Hooks::default()).err().unwrap();
+    assert!(error.to_string().contains("eval_dataset_name"), "{error}");
+}
+
+#[test]
+fn rows_that_look_wrong_are_warned_about_in_one_line() {
+    let dir = folder();
+    let chat = json!({"messages": [{"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}]});
+    let inside = json!({"prompt": "How many? 4", "completion": "2 apples"});
+    let sound = json!({"prompt": "How many?", "completion": " 42 apples"});
+    for (rows, keys, parts) in [
+        (
+            vec![chat.clone(), chat.clone()],
+            json!({"eos_token": "<|endoftext|>"}),
+            vec!["2 of 2 rows", "<|endoftext|>", "eos_token"],
+        ),
+        (
+            vec![inside, sound.clone()],
+            json!({}),
+            vec!["1 of 2 rows", "prompt"],
+        ),
+        (vec![sound], json!({}), vec![]),
+        (vec![chat], json!({}), vec![]),
+    ] {
+        let (hooks, heard) = warnings();
+        let mut config = config(dir.path(), keys);
+        config.dataset_name = Some(write(dir.path(), "rows.jsonl", &rows).into());
+        training_rows(&config, hooks).unwrap();
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard.len(), usize::from(!parts.is_empty()), "{heard:?}");
+        for part in parts
+            .into_iter()
+            .chain(["rows.jsonl"])
+            .take(heard.len() * 9)
+        {
+            assert!(heard[0].contains(part), "{heard:?}");
+        }
+    }
+}
+
 #[test]
 fn the_progress_callback_sees_every_update_and_can_stop() {
     let dir = folder();
@@ -556,7 +673,29 @@ fn broken_models_are_refused_by_name() {
         model
     };
     type Spoil = fn(&Path);
-    let cases: [(Spoil, ErrorKind, &str); 4] = [
+    let cases: [(Spoil, ErrorKind, &str); 6] = [
+        (
+            |m| {
+                let path = m.join("model.safetensors");
+                let mut bytes = std::fs::read(&path).unwrap();
+                let last = bytes.len() - 4;
+                bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+                std::fs::write(&path, bytes).unwrap();
+            },
+            ErrorKind::Tensor,
+            "NaN",
+        ),
+        (
+            |m| {
+                let path = m.join("config.json");
+                let mut config: Value =
+                    serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+                config["vocab_size"] = json!(3000);
+                std::fs::write(path, config.to_string()).unwrap();
+            },
+            ErrorKind::Tensor,
+            "model.embed_tokens.weight",
+        ),
         (
             |m| std::fs::remove_file(m.join("model.safetensors")).unwrap(),
             ErrorKind::Tensor,

@@ -14,5 +14,5 @@ pub use evaluate::evaluate_model;
 pub use generate::{Generator, SamplingOptions};
 pub use hooks::{Canceller, Hooks, LogLevel};
 pub use journal::log_row;
-pub use prepare::{open_tokenizer, plan, plan_with};
+pub use prepare::{open_tokenizer, plan, plan_with, training_rows};
 pub use session::{Export, Session};

@@ -89,6 +89,26 @@ pub(super) struct Data {
     pub eval_report: Option<DataReport>,
 }
 
+/// The rows of `config` as training sees them: tokenised, without those held back by `val_size`,
+/// shuffled and packed as it says.
+///
+/// # Errors
+/// `Config` without `dataset_name`; else those of [`Session::start`](super::Session::start) for the
+/// model's `config.json`, its tokenizer and the data.
+pub fn training_rows(config: &Config, mut hooks: Hooks) -> Result<(Dataset, DataReport)> {
+    config.validate()?;
+    let spec = ModelSpec::from_dir(model_folder(config)?)?;
+    let Some(path) = &config.dataset_name else {
+        let message = "dataset_name: missing: name the training rows";
+        return Err(Error::new(ErrorKind::Config, message));
+    };
+    let opener = Opener::new(config, &spec)?;
+    Ok(opener.training(path, &mut hooks)?.0)
+}
+
+/// Rows and what became of those that were read.
+type Rows = (Dataset, DataReport);
+
 /// Opens, tokenises and splits the rows that the configuration names.
 pub(super) fn open_data(config: &Config, spec: &ModelSpec, hooks: &mut Hooks) -> Result<Data> {
     let mut data = Data {
@@ -100,57 +120,19 @@ pub(super) fn open_data(config: &Config, spec: &ModelSpec, hooks: &mut Hooks) ->
     if config.dataset_name.is_none() && config.eval_dataset_name.is_none() {
         return Ok(data);
     }
-    let (tokenizer, template) = open_tokenizer(config)?;
-    let open = Opener {
-        config,
-        spec,
-        tokenizer,
-        template,
-    };
+    let opener = Opener::new(config, spec)?;
+    let mut eval = None;
     if let Some(path) = &config.dataset_name {
-        let file = split_file(path, &config.dataset_train_split, Split::Train)?
-            .expect("a training split is required");
-        let (mut dataset, mut report) = open.dataset(&file, config.packing, &hooks.canceller)?;
-        if let Some(size) = config.val_size {
-            let size = match size.0 < 1.0 {
-                true => ValidationSize::Fraction(size.0),
-                false => ValidationSize::Count(size.0 as usize),
-            };
-            let rows = open.rows(config.eval_packing.unwrap_or(config.packing));
-            let train;
-            (train, (data.eval, data.eval_report)) = {
-                let (train, (eval, report)) = dataset.split(size, data_seed(config), rows)?;
-                (train, (Some(eval), Some(report)))
-            };
-            let from_cache = report.from_cache;
-            (dataset, report) = train;
-            report.from_cache = from_cache;
-        }
-        hooks.info(format!("{}: {report}", file.display()));
-        warn_of_losses(&report, hooks);
+        let ((dataset, report), held_back) = opener.training(path, hooks)?;
+        eval = held_back;
         let loader =
-            Loader::new(dataset, loader_options(config)).context(|| file.display().to_string())?;
+            Loader::new(dataset, loader_options(config)).context(|| path.display().to_string())?;
         (data.loader, data.train_report) = (Some(loader), Some(report));
     }
-    if data.eval.is_none() {
-        let named = match (&config.eval_dataset_name, &config.dataset_name) {
-            (Some(path), _) | (None, Some(path)) => {
-                split_file(path, &config.dataset_test_split, Split::Validation)?
-                    .filter(|file| Some(file) != config.dataset_name.as_ref())
-            }
-            (None, None) => None,
-        };
-        if let Some(file) = named {
-            let packing = config.eval_packing.unwrap_or(config.packing);
-            let (dataset, report) = open.dataset(&file, packing, &hooks.canceller)?;
-            hooks.info(format!("{}: {report}", file.display()));
-            if dataset.is_empty() {
-                let message = format!("{}: no row to evaluate on: {report}", file.display());
-                return Err(Error::new(ErrorKind::Data, message));
-            }
-            (data.eval, data.eval_report) = (Some(dataset), Some(report));
-        }
+    if eval.is_none() {
+        eval = opener.evaluation(hooks)?;
     }
+    (data.eval, data.eval_report) = eval.unzip();
     Ok(data)
 }
 
@@ -163,10 +145,29 @@ fn split_file(path: &Path, name: &str, split: Split) -> Result<Option<PathBuf>> 
     }
 }
 
-fn warn_of_losses(report: &DataReport, hooks: &mut Hooks) {
+/// Says what a user should look at before training on such rows.
+fn warn_of_rows(file: &Path, report: &DataReport, end: Option<&str>, hooks: &mut Hooks) {
+    let file = file.display();
+    let read = report.rows_read;
     let lost = report.truncated.rows + report.empty.rows + report.masked.rows;
     if lost > 0 {
-        hooks.warning(format!("some rows were cut or left out: {report}"));
+        hooks.warning(format!("{file}: some rows were cut or left out: {report}"));
+    }
+    if report.eos_untrained.rows > 0 {
+        let rows = report.eos_untrained.rows;
+        hooks.warning(format!(
+            "{file}: {rows} of {read} rows never train the end token {}, so the model may not learn \
+             to stop: set eos_token to the token that ends a turn, or correct the chat template",
+            end.unwrap_or_default()
+        ));
+    }
+    if report.prompt_diverges.rows > 0 {
+        let rows = report.prompt_diverges.rows;
+        hooks.warning(format!(
+            "{file}: in {rows} of {read} rows the prompt alone has other tokens than at the \
+             beginning of the whole row, so generation will start from tokens that were not trained: \
+             begin the completion, not end the prompt, with the space between them"
+        ));
     }
 }
 
@@ -177,7 +178,65 @@ struct Opener<'a> {
     template: Option<ChatTemplate>,
 }
 
-impl Opener<'_> {
+impl<'a> Opener<'a> {
+    fn new(config: &'a Config, spec: &'a ModelSpec) -> Result<Self> {
+        let (tokenizer, template) = open_tokenizer(config)?;
+        Ok(Self {
+            config,
+            spec,
+            tokenizer,
+            template,
+        })
+    }
+
+    /// The training rows, and those held back for evaluation.
+    fn training(&self, path: &Path, hooks: &mut Hooks) -> Result<(Rows, Option<Rows>)> {
+        let config = self.config;
+        let file = split_file(path, &config.dataset_train_split, Split::Train)?
+            .expect("a training split is required");
+        let (mut dataset, mut report) = self.dataset(&file, config.packing, &hooks.canceller)?;
+        let from_cache = report.from_cache;
+        let mut held_back = None;
+        if let Some(size) = config.val_size {
+            let size = match size.0 < 1.0 {
+                true => ValidationSize::Fraction(size.0),
+                false => ValidationSize::Count(size.0 as usize),
+            };
+            let rows = self.rows(config.eval_packing.unwrap_or(config.packing));
+            let (train, eval) = dataset.split(size, data_seed(config), rows)?;
+            (dataset, report) = train;
+            held_back = Some(eval);
+        }
+        if config.shuffle_dataset {
+            (dataset, report) = dataset.shuffle(data_seed(config))?;
+        }
+        report.from_cache = from_cache;
+        hooks.info(format!("{}: {report}", file.display()));
+        warn_of_rows(&file, &report, self.tokenizer.eos_token(), hooks);
+        Ok(((dataset, report), held_back))
+    }
+
+    /// The evaluation rows that have a file of their own.
+    fn evaluation(&self, hooks: &mut Hooks) -> Result<Option<Rows>> {
+        let config = self.config;
+        let split = |path| split_file(path, &config.dataset_test_split, Split::Validation);
+        let file = match (&config.eval_dataset_name, &config.dataset_name) {
+            (Some(path), _) => split(path)?,
+            // A file of training rows has no part for evaluation.
+            (None, Some(path)) => split(path)?.filter(|file| file != path),
+            (None, None) => None,
+        };
+        let Some(file) = file else { return Ok(None) };
+        let packing = config.eval_packing.unwrap_or(config.packing);
+        let (dataset, report) = self.dataset(&file, packing, &hooks.canceller)?;
+        hooks.info(format!("{}: {report}", file.display()));
+        if dataset.is_empty() {
+            let message = format!("{}: no row to evaluate on: {report}", file.display());
+            return Err(Error::new(ErrorKind::Data, message));
+        }
+        Ok(Some((dataset, report)))
+    }
+
     fn rows(&self, packing: bool) -> RowOptions {
         let strategy = match self.config.packing_strategy {
             PackingStrategy::Bfd => Packing::Bfd,

@@ -3,14 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use sft::config::{Config, PackingStrategy};
-use sft::data::{
-    ChatTemplate, DataOptions, DataReport, Dataset, Packing, PreviewToken, RowOptions, Split,
-    Tokenizer,
-};
-use sft::engine::open_tokenizer;
-use sft::error::ResultExt;
-use sft::{Error, ErrorKind, Result};
+use sft::Result;
+use sft::data::PreviewToken;
+use sft::engine::{Hooks, LogLevel, open_tokenizer, training_rows};
 
 use crate::console;
 use crate::overrides::{Overrides, configuration};
@@ -31,9 +26,16 @@ pub struct Args {
 
 pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     let config = configuration(args.config.as_deref(), overrides)?;
-    config.validate()?;
-    let (tokenizer, template) = open_tokenizer(&config)?;
-    let (dataset, report) = dataset(&config, &tokenizer, template.as_ref())?;
+    let hooks = Hooks {
+        log: Some(Box::new(|level, text| {
+            if level == LogLevel::Warning {
+                console::note(&format!("warning: {text}"));
+            }
+        })),
+        ..Hooks::default()
+    };
+    let (dataset, report) = training_rows(&config, hooks)?;
+    let (tokenizer, _) = open_tokenizer(&config)?;
     let colour = console::colour();
     for row in (args.from..dataset.len()).take(args.rows) {
         let tokens = dataset.preview(row, &tokenizer)?;
@@ -47,41 +49,6 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     }
     console::line(&format!("--- {report}"));
     Ok(ExitCode::SUCCESS)
-}
-
-fn dataset(
-    config: &Config,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-) -> Result<(Dataset, DataReport)> {
-    let Some(path) = &config.dataset_name else {
-        return Err(Error::new(
-            ErrorKind::Config,
-            "dataset_name: missing: name the rows to show",
-        ));
-    };
-    let split = path.join(format!("{}.jsonl", config.dataset_train_split));
-    let file = match split.is_file() {
-        true => split,
-        false => Split::Train.file(path)?.unwrap_or_else(|| path.clone()),
-    };
-    let packing = config.packing.then_some(match config.packing_strategy {
-        PackingStrategy::Bfd => Packing::Bfd,
-        PackingStrategy::BfdSplit => Packing::BfdSplit,
-        PackingStrategy::Wrapped => Packing::Wrapped,
-    });
-    let options = DataOptions {
-        dataset_text_field: config.dataset_text_field.clone(),
-        completion_only_loss: config.completion_only_loss,
-        assistant_only_loss: config.assistant_only_loss,
-        rows: RowOptions {
-            max_length: config.max_length,
-            packing,
-        },
-        cache_dir: config.cache_dir.clone(),
-        ..DataOptions::default()
-    };
-    Dataset::open(&[file], tokenizer, template, &options).context(|| "dataset_name".to_owned())
 }
 
 /// The tokens one after another: with `colour`, those trained on in green and neighbours in two
