@@ -80,6 +80,12 @@ fn log(folder: &Path) -> Vec<Value> {
         .collect()
 }
 
+/// The rows of the log that have `key`.
+fn log_rows(folder: &Path, key: &str) -> Vec<Value> {
+    let rows = log(folder).into_iter();
+    rows.filter(|row| row.get(key).is_some()).collect()
+}
+
 fn batch(seed: i32) -> Batch {
     let tokens: Vec<i32> = (0..20).map(|i| 300 + (i * 7 + seed) % 50).collect();
     let mut batch = Batch::default();
@@ -419,6 +425,57 @@ fn write(folder: &Path, name: &str, rows: &[Value]) -> String {
     let path = folder.join(name);
     std::fs::write(&path, lines.join("\n")).unwrap();
     path.display().to_string()
+}
+
+#[test]
+fn a_cancelled_evaluation_does_not_cost_its_update() {
+    let dir = folder();
+    let canceller = Canceller::new();
+    let trigger = canceller.clone();
+    // Said after the last look at the canceller before the first update.
+    let on_message = move |_, text: &str| {
+        if text.starts_with("evaluation before the first update") {
+            trigger.cancel();
+        }
+    };
+    let hooks = Hooks {
+        canceller,
+        log: Some(Box::new(on_message)),
+        ..Hooks::default()
+    };
+    let keys = json!({"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": true,
+        "save_strategy": "steps"});
+    let mut session = Session::start(config(dir.path(), keys), hooks).unwrap();
+    let report = session.step().unwrap().unwrap();
+    assert_eq!((report.step, report.eval), (1, None));
+    assert!(session.should_stop());
+    assert!(session.step().unwrap().is_none());
+    assert_eq!(session.stop_reason(), Some(StopReason::Cancelled));
+    let rows = log_rows(dir.path(), "loss");
+    assert_eq!((rows.len(), &rows[0]["step"]), (1, &json!(1)));
+    let last = log(dir.path()).pop().unwrap();
+    assert_eq!(
+        (&last["step"], &last["stop_reason"]),
+        (&json!(1), &json!("cancelled"))
+    );
+    assert!(dir.path().join("out/checkpoint-1").exists());
+}
+
+#[test]
+fn a_failed_evaluation_does_not_cost_its_update() {
+    let dir = folder();
+    let masked = json!({"input_ids": [5, 6, 7], "labels": [-100, -100, -100]});
+    let keys = json!({"eval_strategy": "steps", "eval_steps": 1, "eval_packing": true,
+        "eval_dataset_name": write(dir.path(), "masked.jsonl", &[masked]),
+        "stop": [{"rule": "target", "metric": "train_loss", "at_most": 100.0, "patience": 1}]});
+    let mut session = start(config(dir.path(), keys));
+    let error = session.step().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(error.to_string().contains("no supervised token"), "{error}");
+    // The rule has seen the update, and the log has it.
+    assert_eq!(session.stop_reason(), Some(StopReason::TargetReached));
+    assert_eq!(log_rows(dir.path(), "loss").len(), 1);
+    assert!(session.step().unwrap().is_none());
 }
 
 #[test]

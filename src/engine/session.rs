@@ -128,8 +128,9 @@ impl Session {
     /// run has ended.
     ///
     /// # Errors
-    /// `InvalidArgument` without a data set. `Io` when a checkpoint or the log cannot be written: the
-    /// update has taken effect all the same, and the run can go on.
+    /// `InvalidArgument` without a data set. `Io` when a checkpoint or the log cannot be written, and
+    /// those of [`Session::evaluate`] when an evaluation is due: the update has taken effect all the
+    /// same, and the run can go on.
     pub fn step(&mut self) -> Result<Option<StepReport>> {
         if self.check_ended()? {
             return Ok(None);
@@ -383,11 +384,21 @@ impl Session {
             eval: None,
             stop_reason: None,
         };
+        let mut failed = None;
         if self.evaluation_due(update.epoch_end) {
-            report.eval = Some(self.run_evaluation()?);
+            match self.run_evaluation() {
+                Ok(eval) => report.eval = Some(eval),
+                // The evaluation was not taken; the next call ends the run.
+                Err(error) if error.kind() == ErrorKind::Cancelled => {}
+                Err(error) => failed = Some(error),
+            }
         }
+        // The update has taken effect, whatever became of its evaluation.
         self.finish_update(&mut report, update.epoch_end)?;
-        Ok(report)
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(report),
+        }
     }
 
     /// Stop rules, log, callback, checkpoint, and the end of the run if it is there.
