@@ -244,6 +244,32 @@ fn preview_marks_what_is_trained_on() {
 }
 
 #[test]
+fn conversations_without_a_chat_template_are_refused_with_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+    std::fs::write(folder.path().join("rows.jsonl"), row).unwrap();
+    std::fs::create_dir(folder.path().join("bare")).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let from = Path::new(&tiny("llama-tiny")).join(name);
+        std::fs::copy(from, folder.path().join("bare").join(name)).unwrap();
+    }
+    for command in ["train", "eval", "preview"] {
+        let args = [
+            command,
+            "--model-name-or-path",
+            "bare",
+            "--dataset-name",
+            "rows.jsonl",
+        ];
+        let (code, text) = failure(&sft(folder.path(), &args));
+        assert_eq!(code, 1, "{text}");
+        for part in ["rows.jsonl", "tokenizer in bare", "chat_template_path"] {
+            assert!(text.contains(part), "{command}: {text}");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_flag_names_the_nearest_key_and_exits_with_2() {
     let folder = tempfile::tempdir().unwrap();
     let (code, text) = failure(&sft(folder.path(), &["preview", "--learning-rat", "5"]));

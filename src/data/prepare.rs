@@ -148,10 +148,13 @@ impl Preparation<'_> {
         let options = self.options;
         let fail = |kind, message: &str| Err(Error::new(kind, message));
         if format.is_chat() && self.template.is_none() {
+            let folder = self.tokenizer.folder().display();
             return fail(
                 ErrorKind::Template,
-                "the rows are conversations, but the tokenizer has no chat template; give one as \
-                 chat_template_path",
+                &format!(
+                    "the rows are conversations, but the tokenizer in {folder} has no chat template; \
+                     give one as chat_template_path"
+                ),
             );
         }
         if options.assistant_only_loss && !format.is_chat() && format != Format::Tokens {

@@ -340,7 +340,13 @@ fn options_that_do_not_fit_the_rows_are_refused() {
     let (_folder, path) = file(r#"{"messages": [{"role": "user", "content": "a"}]}"#);
     let error = Dataset::open(&[path], &tokenizer(), None, &DataOptions::default());
     let message = error.expect_err("no template").to_string();
-    assert!(message.contains("no chat template"), "{message}");
+    for part in [
+        "train.jsonl",
+        "llama-tiny has no chat template",
+        "chat_template_path",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 #[test]
@@ -357,8 +363,13 @@ fn a_token_outside_the_model_s_vocabulary_is_named() {
         message.starts_with("train.jsonl:2: token \"") && message.contains("100 entries"),
         "{message}"
     );
-    let message = error("{\"input_ids\": [5, -1]}", &options);
-    assert!(message.contains("id -1"), "{message}");
+    let ids = |id: i32| format!("{{\"input_ids\": [5]}}\n{{\"input_ids\": [5, {id}]}}");
+    for id in [-1, 100] {
+        let message = error(&ids(id), &options);
+        assert!(message.starts_with("train.jsonl:2: token "), "{message}");
+        assert!(message.contains(&format!("id {id},")), "{message}");
+    }
+    assert!(try_open(&ids(99), &options).is_ok());
 }
 
 #[test]
