@@ -85,7 +85,7 @@ impl Config {
 
     /// Sets one key to a typed value. Text is taken as the key needs it: `"5"` sets a number,
     /// `"null"` clears an optional key, JSON or flow YAML sets a nested one such as `stop`. A key
-    /// with dots reaches inside a nested one: `stop.max_seconds`.
+    /// with dots reaches inside a nested one: `lr_scheduler_kwargs.num_cycles`.
     ///
     /// # Errors
     /// `Config` for a value of the wrong type or that is not finite, `UnknownKey`, `Unsupported`.
