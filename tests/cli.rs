@@ -10,6 +10,7 @@ fn sft(folder: &Path, args: &[&str]) -> Output {
         .args(args)
         .current_dir(folder)
         .env("NO_COLOR", "1")
+        .env("XDG_CACHE_HOME", folder.join("cache"))
         .output()
         .unwrap()
 }
@@ -421,6 +422,7 @@ fn an_interrupt_finishes_the_update_saves_and_says_how_to_go_on() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sft"))
         .args(["train", "--config", "run.yaml"])
         .current_dir(folder.path())
+        .env("XDG_CACHE_HOME", folder.path().join("cache"))
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();

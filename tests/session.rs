@@ -386,6 +386,26 @@ fn a_canceller_stops_before_the_next_update() {
 }
 
 #[test]
+fn a_host_that_only_looks_at_should_stop_still_gets_the_end_of_its_run() {
+    let dir = folder();
+    let canceller = Canceller::new();
+    let hooks = Hooks {
+        canceller: canceller.clone(),
+        ..Hooks::default()
+    };
+    let keys = json!({"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": true});
+    let mut session = Session::start(config(dir.path(), keys), hooks).unwrap();
+    while !session.should_stop() {
+        if session.step().unwrap().unwrap().step == 2 {
+            canceller.cancel();
+        }
+    }
+    session.save(dir.path().join("saved")).unwrap();
+    assert!(session.restored_best());
+    assert_eq!(log(dir.path()).last().unwrap()["stop_reason"], "cancelled");
+}
+
+#[test]
 fn a_canceller_works_while_loading() {
     let dir = folder();
     let canceller = Canceller::new();

@@ -93,7 +93,8 @@ config! {
         train_sampling_strategy: SamplingStrategy = SamplingStrategy::Random;
         /// Threads that tokenise; null: as `threads`.
         dataset_num_proc: Option<usize> = None;
-        /// Where tokenised rows are kept between runs; null: nowhere.
+        /// Where tokenised rows are kept between runs; null: nowhere. The `sft` command then takes the
+        /// user's cache folder.
         cache_dir: Option<PathBuf> = None;
     }
     "Optimisation" {

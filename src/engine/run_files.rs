@@ -11,21 +11,25 @@ pub(super) struct RunFiles {
 }
 
 impl RunFiles {
-    /// Claims `folder` for a run. One that already holds a model or a run's log is refused unless
-    /// `overwrite`, so that nothing that was saved before is lost by accident.
-    pub fn claim(folder: &Path, overwrite: bool) -> Result<Self> {
+    /// Refuses a folder that already holds a model or a run's log unless `overwrite`, so that nothing
+    /// that was saved before is lost by accident.
+    pub fn check(folder: &Path, overwrite: bool) -> Result<()> {
         let holds = ["config.json", "model.safetensors", "train_log.jsonl"];
-        let found = holds.iter().find(|name| folder.join(name).exists());
-        if let (Some(name), false) = (found, overwrite) {
-            return Err(Error::new(
+        match holds.iter().find(|name| folder.join(name).exists()) {
+            Some(name) if !overwrite => Err(Error::new(
                 ErrorKind::Exists,
                 format!(
                     "output_dir: {} already holds {name}; name another folder, or set \
                      overwrite_output_dir: true",
                     folder.display()
                 ),
-            ));
+            )),
+            _ => Ok(()),
         }
+    }
+
+    /// Makes the folder of a run.
+    pub fn create(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         Ok(Self {
             folder: folder.to_path_buf(),

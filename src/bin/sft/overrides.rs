@@ -1,7 +1,7 @@
 //! Configuration keys on the command line: `--KEY VALUE`, `--KEY=VALUE`, or `--KEY` alone for true;
 //! dashes for underscores, dots for nested keys.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sft::config::{Config, keys, peer_keys};
 use sft::{Result, error::ResultExt};
@@ -53,7 +53,19 @@ pub fn configuration(file: Option<&Path>, overrides: &Overrides) -> Result<Confi
             .set(key, value.as_str())
             .context(|| "command line".to_owned())?;
     }
+    // The library keeps nothing outside of what it is told; a command may use the user's cache.
+    if config.cache_dir.is_none() {
+        config.cache_dir = user_cache();
+    }
     Ok(config)
+}
+
+/// `sft` in the user's cache folder, where there is one.
+fn user_cache() -> Option<PathBuf> {
+    let named = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty());
+    let cache = named("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| named("HOME").map(|home| Path::new(&home).join(".cache")))?;
+    Some(cache.join("sft"))
 }
 
 /// The configuration's own words for a flag that nobody knows, such as `--learning-rat`.

@@ -1,0 +1,325 @@
+//! A run, from start to stop: this file is what a host sees of it. One update is in `update`, what a
+//! run keeps and leaves in `ending`.
+
+mod budget;
+mod ending;
+mod update;
+
+use super::any_network::AnyNetwork;
+use super::evaluate::evaluate_batches;
+use super::hooks::Hooks;
+use super::journal::Journal;
+use super::prepare::{self, Data};
+use super::run_files::RunFiles;
+use crate::config::{Config, EvalStrategy};
+use crate::data::{Batch, DataReport, Update};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::MemoryPlan;
+use crate::model::{ModelSpec, SaveOptions};
+use crate::report::{EvalReport, Snapshot, StepReport, StopReason};
+use crate::schedule::Schedule;
+use crate::stop::{RuleStatus, StopMachine};
+use crate::train::AdamWOptions;
+use budget::{budget, schedule_length, total_steps};
+use ending::BestWeights;
+use std::path::Path;
+use std::time::Instant;
+
+/// What [`Session::export`] writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Export {
+    /// The whole model as a Hugging Face folder.
+    Full,
+}
+
+/// A run of supervised fine-tuning.
+///
+/// [`Session::start`] loads the model and the data; each [`Session::step`] is one optimizer update
+/// with the evaluation, checkpoint and stop decision that are due after it, until
+/// [`Session::should_stop`]. Weights are read out by [`Session::export`].
+pub struct Session {
+    config: Config,
+    hooks: Hooks,
+    network: Box<dyn AnyNetwork>,
+    data: Data,
+    saving: SaveOptions,
+    optimizer: AdamWOptions,
+    schedule: Schedule,
+    total_steps: Option<u64>,
+    stop: StopMachine,
+    files: RunFiles,
+    journal: Journal,
+    started: Instant,
+    step: u64,
+    epoch: f64,
+    total_tokens: u64,
+    best_weights: Option<BestWeights>,
+    restored_best: bool,
+    /// The verdict's consequences (best weights, checkpoint, last log row) are done.
+    ended: bool,
+}
+
+impl Session {
+    /// Loads the model and the data that `config` names, plans and allocates all memory, and opens
+    /// the log in `output_dir`. Without `dataset_name` the host feeds its own batches by
+    /// [`Session::step_batch`].
+    ///
+    /// # Errors
+    /// Of kind `Config`, `Model`, `Tensor`, `Tokenizer`, `Template`, `Data`, `OutOfMemory`, `Exists`,
+    /// `Io`; each names what is wrong and where. `Cancelled` when the canceller was triggered.
+    pub fn start(config: Config, mut hooks: Hooks) -> Result<Self> {
+        config.validate()?;
+        hooks.canceller.check("starting")?;
+        RunFiles::check(&config.output_dir, config.overwrite_output_dir)?;
+        let spec = ModelSpec::from_dir(prepare::model_folder(&config)?)?;
+        let data = prepare::open_data(&config, &spec, &mut hooks)?;
+        if data.eval.is_none()
+            && (config.eval_strategy != EvalStrategy::No || config.eval_on_start)
+            && data.loader.is_some()
+        {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "eval_strategy: there are no rows to evaluate on; set eval_dataset_name or val_size",
+            ));
+        }
+        let saving = SaveOptions {
+            overrides: prepare::overrides(&config)?,
+            ..SaveOptions::default()
+        };
+        let total_steps = total_steps(&config, &data);
+        let schedule = config.schedule(schedule_length(&config, total_steps)?)?;
+        let work = prepare::training_workload(&config, &spec, &data)?;
+        let mut stop =
+            StopMachine::new(&config.stop_rules()?, budget(&config, &data, total_steps))?;
+        if let Some((metric, direction)) = config.best_metric()? {
+            stop.watch(metric, direction);
+        }
+        let network = prepare::open_network(&config, spec, work, &mut hooks)?;
+        // The folder is made last: a failed start leaves nothing behind.
+        let files = RunFiles::create(&config.output_dir)?;
+        let journal = Journal::create(files.folder())?;
+        Ok(Self {
+            optimizer: AdamWOptions {
+                beta1: config.adam_beta1,
+                beta2: config.adam_beta2,
+                epsilon: config.adam_epsilon,
+                weight_decay: config.weight_decay,
+                max_grad_norm: config.max_grad_norm,
+            },
+            config,
+            hooks,
+            network,
+            data,
+            saving,
+            schedule,
+            total_steps,
+            stop,
+            files,
+            journal,
+            started: Instant::now(),
+            step: 0,
+            epoch: 0.0,
+            total_tokens: 0,
+            best_weights: None,
+            restored_best: false,
+            ended: false,
+        })
+    }
+
+    /// One optimizer update on the next rows, with everything that is due after it. `None` once the
+    /// run has ended.
+    ///
+    /// # Errors
+    /// `InvalidArgument` without a data set. `Io` when a checkpoint or the log cannot be written, and
+    /// those of [`Session::evaluate`] when an evaluation is due: the update has taken effect all the
+    /// same, and the run can go on.
+    pub fn step(&mut self) -> Result<Option<StepReport>> {
+        if self.check_ended()? {
+            return Ok(None);
+        }
+        self.evaluate_on_start()?;
+        let Some(loader) = &mut self.data.loader else {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "this run has no dataset_name: feed it by step_batch",
+            ));
+        };
+        let update = loader.next_update();
+        self.run_update(update).map(Some)
+    }
+
+    /// One optimizer update on the host's micro-batches, which are one update together. `None` once
+    /// the run has ended.
+    ///
+    /// # Errors
+    /// `Batch` for a malformed micro-batch; nothing has changed then.
+    pub fn step_batch(&mut self, micro_batches: &[Batch]) -> Result<Option<StepReport>> {
+        if self.check_ended()? {
+            return Ok(None);
+        }
+        if micro_batches.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Batch,
+                "an update needs at least one micro-batch",
+            ));
+        }
+        for (i, batch) in micro_batches.iter().enumerate() {
+            self.network
+                .check_batch(batch)
+                .map_err(|e| e.context(format!("micro-batch {i}")))?;
+        }
+        self.evaluate_on_start()?;
+        let micro_batches = micro_batches.to_vec();
+        self.run_update(Update {
+            micro_batches,
+            epoch: self.epoch,
+            epoch_end: false,
+        })
+        .map(Some)
+    }
+
+    /// Evaluates on the evaluation rows now. The result is logged and seen by the stop rules.
+    ///
+    /// # Errors
+    /// `Data` when there are no evaluation rows.
+    pub fn evaluate(&mut self) -> Result<EvalReport> {
+        let report = self.run_evaluation()?;
+        self.observe_evaluation(&report)?;
+        Ok(report)
+    }
+
+    /// Evaluates on the host's batches, as [`Session::evaluate`].
+    ///
+    /// # Errors
+    /// `Batch` for a malformed batch, `Data` when nothing in them is supervised.
+    pub fn evaluate_batch(&mut self, batches: &[Batch]) -> Result<EvalReport> {
+        for (i, batch) in batches.iter().enumerate() {
+            self.network
+                .check_batch(batch)
+                .map_err(|e| e.context(format!("batch {i}")))?;
+        }
+        let mut batches = batches.iter();
+        let report = evaluate_batches(self.network.as_mut(), self.step, || Ok(batches.next()))?;
+        self.observe_evaluation(&report)?;
+        Ok(report)
+    }
+
+    /// Feeds a number of the host's own to the stop rules, as known after the last update. A built-in
+    /// name such as `eval_loss` stands for that metric, so a host may evaluate by itself.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an empty name.
+    pub fn observe(&mut self, metric: &str, value: f64) -> Result<()> {
+        if metric.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the metric has no name",
+            ));
+        }
+        let host = [(metric.to_owned(), value)];
+        let observation = self.observation(&host);
+        self.stop.observe(&observation);
+        self.keep_best()?;
+        self.end_if_stopped()
+    }
+
+    /// Whether the run has ended. Stays true once it is.
+    pub fn should_stop(&self) -> bool {
+        self.stop.verdict().is_some() || self.hooks.canceller.is_cancelled()
+    }
+
+    /// Why the run ended; `None` while it goes on.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        match self.stop.verdict() {
+            Some(verdict) => Some(verdict.reason),
+            None => self
+                .hooks
+                .canceller
+                .is_cancelled()
+                .then_some(StopReason::Cancelled),
+        }
+    }
+
+    /// Why the run ended, for people: the rule and its numbers.
+    pub fn stop_detail(&self) -> Option<&str> {
+        self.stop.verdict().map(|v| v.detail.as_str())
+    }
+
+    /// Asks the run to stop, for the host: takes effect at once.
+    ///
+    /// # Errors
+    /// `Io` when what is due at the end cannot be written.
+    pub fn request_stop(&mut self, reason: StopReason) -> Result<()> {
+        self.stop.request(reason, self.step);
+        self.end_if_stopped()
+    }
+
+    /// Where the run stands.
+    pub fn snapshot(&self) -> Snapshot {
+        let best = self.stop.best();
+        Snapshot {
+            step: self.step,
+            total_steps: self.total_steps,
+            epoch: self.epoch,
+            total_tokens: self.total_tokens,
+            best_step: best.and_then(|b| b.step),
+            best_value: best.map(|b| b.value),
+            patience_used: self.stop.patience_used(),
+            stop_reason: self.stop_reason(),
+        }
+    }
+
+    /// Where every stop rule stands, for display.
+    pub fn rule_status(&self) -> Vec<RuleStatus> {
+        self.stop.status(&self.observation(&[]))
+    }
+
+    /// What became of the training rows and of the evaluation rows.
+    pub fn data_reports(&self) -> (Option<&DataReport>, Option<&DataReport>) {
+        (
+            self.data.train_report.as_ref(),
+            self.data.eval_report.as_ref(),
+        )
+    }
+
+    /// The memory plan of this run.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        self.network.plan()
+    }
+
+    /// The configuration that the run was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device in words.
+    pub fn device(&self) -> String {
+        self.network.device()
+    }
+
+    /// Whether the weights are those of the best evaluation, put back when the run ended.
+    pub fn restored_best(&self) -> bool {
+        self.restored_best
+    }
+
+    /// Writes the weights and the tokenizer as a Hugging Face folder, whole or not at all; the
+    /// configuration's `eos_token` and `chat_template_path` are part of it.
+    ///
+    /// # Errors
+    /// `Io` naming the file; an earlier model in `dir` stays as it was.
+    pub fn save(&mut self, dir: impl AsRef<Path>) -> Result<()> {
+        self.export(dir, Export::Full)
+    }
+
+    /// As [`Session::save`], choosing what is written.
+    ///
+    /// # Errors
+    /// As [`Session::save`].
+    pub fn export(&mut self, dir: impl AsRef<Path>, what: Export) -> Result<()> {
+        // A host whose loop ended on the canceller has not called `step` since: the run ends here.
+        self.check_ended()?;
+        match what {
+            Export::Full => self.write_model(dir.as_ref()),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One update of a run: forward, backward, optimizer, and everything that is due after it.
+
+use super::Session;
+use crate::config::{EvalStrategy, SaveStrategy};
+use crate::data::{Batch, Update};
+use crate::engine::evaluate::evaluate_dataset;
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::{EvalReport, StepReport, StopReason};
+use crate::stop::Observation;
+use std::time::Instant;
+
+impl Session {
+    /// Forward, backward and optimizer over the update's micro-batches, then what is due.
+    pub(super) fn run_update(&mut self, update: Update) -> Result<StepReport> {
+        let clock = Instant::now();
+        let learning_rate = self.schedule.lr(self.step);
+        // Counted over all micro-batches first: the loss is a mean over the whole update.
+        let supervised: usize = update.micro_batches.iter().map(Batch::supervised).sum();
+        let tokens: usize = update.micro_batches.iter().map(|b| b.tokens.len()).sum();
+        let scale = 1.0 / supervised.max(1) as f64;
+        for batch in &update.micro_batches {
+            if let Err(error) = self.network.forward_backward(batch, scale) {
+                self.network.zero_gradients();
+                return Err(error);
+            }
+        }
+        let clip = match supervised {
+            0 => Default::default(),
+            _ => self.network.update(&self.optimizer, learning_rate),
+        };
+        let sums = self.network.take_sums();
+
+        self.step += 1;
+        self.epoch = update.epoch;
+        self.total_tokens += tokens as u64;
+        let mut report = StepReport {
+            step: self.step,
+            epoch: self.epoch,
+            loss: sums.loss * scale,
+            smoothed_loss: None,
+            grad_norm: f64::from(clip.norm),
+            learning_rate,
+            token_accuracy: sums.correct as f64 * scale,
+            entropy: sums.entropy * scale,
+            supervised_tokens: sums.supervised,
+            tokens: tokens as u64,
+            total_tokens: self.total_tokens,
+            seconds: clock.elapsed().as_secs_f64(),
+            eval: None,
+            stop_reason: None,
+        };
+        let mut failed = None;
+        if self.evaluation_due(update.epoch_end) {
+            match self.run_evaluation() {
+                Ok(eval) => report.eval = Some(eval),
+                // The evaluation was not taken; the next call ends the run.
+                Err(error) if error.kind() == ErrorKind::Cancelled => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        // The update has taken effect, whatever became of its evaluation.
+        self.finish_update(&mut report, update.epoch_end)?;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(report),
+        }
+    }
+
+    /// Stop rules, log, callback, checkpoint, and the end of the run if it is there.
+    pub(super) fn finish_update(&mut self, report: &mut StepReport, epoch_end: bool) -> Result<()> {
+        let observation = Observation {
+            train: Some((&*report).into()),
+            eval: report.eval.as_ref().map(Into::into),
+            ..self.observation(&[])
+        };
+        self.stop.observe(&observation);
+        report.smoothed_loss = self.stop.smoothed();
+        self.keep_best()?;
+        report.stop_reason = self.stop.verdict().map(|v| v.reason);
+        if let Some(progress) = &mut self.hooks.progress
+            && progress(report)
+        {
+            self.stop.request(StopReason::Callback, self.step);
+            report.stop_reason = self.stop.verdict().map(|v| v.reason);
+        }
+        self.journal.update(report, self.started.elapsed())?;
+        if let Some(eval) = &report.eval {
+            self.journal
+                .evaluation(self.epoch, eval, self.started.elapsed())?;
+        }
+        if self.checkpoint_due(epoch_end) {
+            self.write_checkpoint()?;
+        }
+        self.end_if_stopped()
+    }
+
+    pub(super) fn observation<'a>(&self, host: &'a [(String, f64)]) -> Observation<'a> {
+        Observation {
+            step: self.step,
+            epoch: self.epoch,
+            tokens: self.total_tokens,
+            seconds: self.started.elapsed().as_secs_f64(),
+            train: None,
+            eval: None,
+            host,
+        }
+    }
+
+    pub(super) fn evaluation_due(&self, epoch_end: bool) -> bool {
+        if self.data.eval.is_none() {
+            return false;
+        }
+        let last = self.total_steps == Some(self.step);
+        match self.config.eval_strategy {
+            EvalStrategy::No => false,
+            EvalStrategy::Epoch => epoch_end && self.config.eval_delay <= self.epoch,
+            EvalStrategy::Steps => {
+                let total = self.total_steps.unwrap_or(0);
+                let interval = self.config.eval_interval().of(total).max(1);
+                let due = self.step.is_multiple_of(interval) || last;
+                due && self.config.eval_delay <= self.step as f64
+            }
+        }
+    }
+
+    pub(super) fn checkpoint_due(&self, epoch_end: bool) -> bool {
+        match self.config.save_strategy {
+            SaveStrategy::No => false,
+            SaveStrategy::Epoch => epoch_end,
+            SaveStrategy::Best => self.stop.is_new_best(),
+            SaveStrategy::Steps => {
+                let interval = self
+                    .config
+                    .save_steps
+                    .of(self.total_steps.unwrap_or(0))
+                    .max(1);
+                self.step.is_multiple_of(interval)
+            }
+        }
+    }
+
+    pub(super) fn evaluate_on_start(&mut self) -> Result<()> {
+        if self.step == 0 && self.config.eval_on_start && self.data.eval.is_some() {
+            // A look at the untouched model: logged, but no rule counts it as progress.
+            let report = self.run_evaluation()?;
+            self.journal
+                .evaluation(self.epoch, &report, self.started.elapsed())?;
+            self.hooks.info(format!(
+                "evaluation before the first update: loss {:.4}",
+                report.loss
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn run_evaluation(&mut self) -> Result<EvalReport> {
+        let Some(dataset) = &self.data.eval else {
+            return Err(Error::new(
+                ErrorKind::Data,
+                "there are no evaluation rows: set eval_dataset_name or val_size, or use \
+                 evaluate_batch",
+            ));
+        };
+        let rows = self.config.per_device_eval_batch_size;
+        evaluate_dataset(self.network.as_mut(), dataset, rows, self.step, &self.hooks)
+    }
+
+    /// Takes in an evaluation that the host asked for.
+    pub(super) fn observe_evaluation(&mut self, report: &EvalReport) -> Result<()> {
+        let observation = Observation {
+            eval: Some(report.into()),
+            ..self.observation(&[])
+        };
+        self.stop.observe(&observation);
+        self.journal
+            .evaluation(self.epoch, report, self.started.elapsed())?;
+        self.keep_best()?;
+        self.end_if_stopped()
+    }
+}
