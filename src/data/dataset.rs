@@ -7,30 +7,12 @@ use std::sync::Arc;
 use super::batch::{Batch, IGNORE};
 use super::cache::{RowFlags, RowStore, RowWriter};
 use super::data_report::DataReport;
-use super::pack::{self, Packed, Packing};
+use super::pack::{self, Packed, Packing, RowOptions};
 use super::prepare::{DataOptions, Preparation, Progress};
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng::Stream;
-
-/// How documents become rows. Nothing here changes the tokenised documents themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RowOptions {
-    /// Longest row in tokens; what is beyond is cut off at the end. `None`: no limit.
-    pub max_length: Option<usize>,
-    /// How documents share a row; `None`: one document is one row. Needs `max_length`.
-    pub packing: Option<Packing>,
-}
-
-impl Default for RowOptions {
-    fn default() -> Self {
-        Self {
-            max_length: Some(1024),
-            packing: None,
-        }
-    }
-}
 
 /// A token of a row as people see it.
 #[derive(Clone, Debug, PartialEq, Eq)]

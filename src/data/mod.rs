@@ -23,10 +23,10 @@ mod tokenizer;
 
 pub use batch::{Batch, IGNORE};
 pub use data_report::{Count, DataReport};
-pub use dataset::{Dataset, PreviewToken, RowOptions, ValidationSize};
+pub use dataset::{Dataset, PreviewToken, ValidationSize};
 pub use loader::{Loader, LoaderOptions, Position, Update};
 pub use order::{Order, randperm};
-pub use pack::Packing;
+pub use pack::{Packing, RowOptions};
 pub use prepare::{DataOptions, Progress};
 pub use source::{Format, Split};
 pub use template::{ChatTemplate, Conversation};

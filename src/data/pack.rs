@@ -23,6 +23,24 @@ pub enum Packing {
     Wrapped,
 }
 
+/// How documents become rows. Nothing here changes the tokenised documents themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowOptions {
+    /// Longest row in tokens; what is beyond is cut off at the end. `None`: no limit.
+    pub max_length: Option<usize>,
+    /// How documents share a row; `None`: one document is one row. Needs `max_length`.
+    pub packing: Option<Packing>,
+}
+
+impl Default for RowOptions {
+    fn default() -> Self {
+        Self {
+            max_length: Some(1024),
+            packing: None,
+        }
+    }
+}
+
 /// A run of tokens of one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::cache::{Key, RowFlags, RowStore, RowWriter};
-use super::dataset::RowOptions;
 use super::mask;
+use super::pack::RowOptions;
 use super::source::{self, ChatExtras, DataFile, Format, Line, Row};
 use super::template::{ChatTemplate, Conversation};
 use super::tokenizer::Tokenizer;

@@ -4,6 +4,7 @@ use super::config::{Budget, NonFiniteRule, Reference, Rule, StopConfig};
 use super::metric::{Direction, Metric};
 use super::observation::Observation;
 use super::rules::{Best, BestTracker, RuleState};
+use super::slot::Slot;
 use super::smoothing::Smoothing;
 use super::status::{RuleStatus, budget_status};
 use crate::Result;
@@ -36,14 +37,6 @@ pub struct StopMachine {
     train_loss: BestTracker,
     verdict: Option<Verdict>,
     is_new_best: bool,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Slot {
-    /// Index in the configuration, none for the implied rule.
-    index: Option<usize>,
-    pub rule: Rule,
-    pub state: RuleState,
 }
 
 #[derive(Clone, Debug)]
@@ -330,52 +323,5 @@ impl StopMachine {
 impl Watched {
     fn key(&self) -> String {
         format!("{} {:?}", self.metric, self.direction)
-    }
-}
-
-impl Slot {
-    pub fn metric(&self) -> Option<&Metric> {
-        match &self.rule {
-            Rule::Target(rule) => Some(&rule.metric),
-            Rule::Plateau(rule) => Some(&rule.metric),
-            Rule::Divergence(rule) => Some(&rule.metric),
-            Rule::Overfit(_) => Some(&Metric::EvalLoss),
-            Rule::NonFinite(_) | Rule::Budget(_) => None,
-        }
-    }
-
-    pub fn smoothing(&self) -> Smoothing {
-        match &self.rule {
-            Rule::Target(rule) => rule.smoothing,
-            Rule::Plateau(rule) => rule.smoothing,
-            Rule::Divergence(rule) => rule.smoothing,
-            Rule::Overfit(rule) => rule.smoothing,
-            Rule::NonFinite(_) | Rule::Budget(_) => Smoothing::None,
-        }
-    }
-
-    pub fn patience(&self) -> u64 {
-        match &self.rule {
-            Rule::Target(rule) => rule.patience(),
-            Rule::Plateau(rule) => rule.patience,
-            Rule::NonFinite(rule) => rule.patience,
-            Rule::Divergence(rule) => rule.patience,
-            Rule::Overfit(rule) => rule.patience,
-            Rule::Budget(_) => 0,
-        }
-    }
-
-    /// What gives the remembered numbers their meaning; states are matched by it.
-    fn key(&self) -> String {
-        let mut key = self.rule.kind().to_owned();
-        if let Some(metric) = self.metric() {
-            key += &format!(" {metric} {:?}", self.smoothing());
-        }
-        match &self.rule {
-            Rule::Plateau(rule) => key += &format!(" {:?} {:?}", rule.direction(), rule.reference),
-            Rule::Target(rule) => key += &format!(" {:?}", rule.bound().1),
-            _ => {}
-        }
-        key
     }
 }

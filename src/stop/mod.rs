@@ -26,6 +26,7 @@ mod observation;
 mod read;
 pub mod replay;
 mod rules;
+mod slot;
 mod smoothing;
 mod status;
 mod validate;

@@ -1,9 +1,9 @@
 //! Where each rule stands, for people.
 
 use super::config::{Budget, Rule};
-use super::machine::Slot;
 use super::metric::Direction;
 use super::observation::Observation;
+use super::slot::Slot;
 use super::smoothing::Smoothing;
 use std::fmt;
 

@@ -9,10 +9,17 @@
 //! The gradient of the residual stream lives in one buffer, `dx`: each half of the block adds its
 //! share to what came from above.
 
-use super::network::Uploaded;
 use crate::memory::{LayerRegions, NetworkLayout};
 use crate::model::{LayerSlots, ModelSpec, ParamTable, Slot};
 use crate::ops::{AttentionShape, Backend, Indices, LinearShape, QkNormShape, Region, RopeShape};
+
+/// How many tokens and supervised positions the uploaded micro-batch has.
+#[derive(Clone, Copy)]
+pub(super) struct Uploaded {
+    pub tokens: usize,
+    pub sequences: usize,
+    pub supervised: usize,
+}
 
 /// A block of the network with the micro-batch that it works on.
 pub(super) struct Block<'a> {

@@ -1,7 +1,8 @@
 //! Text, one token at a time: the prompt in one forward that fills the key and value cache, then a
 //! forward of one row for each new token.
 
-use super::network::{Network, Uploaded};
+use super::block::Uploaded;
+use super::network::Network;
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Purpose;

@@ -1,7 +1,8 @@
 //! The LM head with its loss. Only supervised positions are normed and projected, a chunk of rows at a
 //! time, so that the full logits never exist; the chunk's logits become their own gradient in place.
 
-use super::network::{Network, Uploaded};
+use super::block::Uploaded;
+use super::network::Network;
 use crate::ops::{Backend, LinearShape, Region};
 use std::ops::Range;
 

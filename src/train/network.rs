@@ -1,6 +1,6 @@
 //! The whole network: embed → blocks → LM head with its loss, and back.
 
-use super::block::Block;
+use super::block::{Block, Uploaded};
 use crate::data::{Batch, IGNORE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
@@ -53,14 +53,6 @@ struct HostBatch {
     rows: Vec<i32>,
     targets: Vec<i32>,
     stats: Vec<f32>,
-}
-
-/// How many tokens and supervised positions the uploaded micro-batch has.
-#[derive(Clone, Copy)]
-pub(super) struct Uploaded {
-    pub tokens: usize,
-    pub sequences: usize,
-    pub supervised: usize,
 }
 
 impl<B: Backend> Network<B> {
