@@ -52,6 +52,7 @@ pub mod error;
 pub mod io;
 pub mod memory;
 pub mod model;
+mod number;
 pub mod ops;
 pub mod report;
 pub mod rng;

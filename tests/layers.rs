@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The floors from the ground up. `lib.rs` is the roof.
 const FLOORS: [&[&str]; 12] = [
-    &["error", "dtype", "rng", "report", "suggest"],
+    &["error", "dtype", "rng", "report", "suggest", "number"],
     &["stop", "schedule"],
     &["config"],
     &["io"],

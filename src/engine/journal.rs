@@ -2,6 +2,7 @@
 //! and a last one with the reason for the end. Numbers are the true ones: a NaN stands as `"nan"`.
 
 use crate::error::{Error, Result};
+use crate::number::Number;
 use crate::report::{EvalReport, Snapshot, StepReport};
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -98,10 +99,5 @@ fn eval_row(epoch: f64, report: &EvalReport) -> Value {
 
 /// JSON has no NaN and no infinity: they are written as text.
 fn number(x: f64) -> Value {
-    match serde_json::Number::from_f64(x) {
-        Some(number) => Value::Number(number),
-        None if x.is_nan() => "nan".into(),
-        None if x > 0.0 => "inf".into(),
-        None => "-inf".into(),
-    }
+    json!(Number(x))
 }

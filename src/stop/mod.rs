@@ -21,7 +21,6 @@
 mod config;
 mod machine;
 mod metric;
-mod number;
 mod observation;
 mod read;
 pub mod replay;

@@ -10,9 +10,9 @@
 use super::config::{Budget, StopConfig};
 use super::machine::StopMachine;
 use super::metric::Metric;
-use super::number::{Number, parse_non_finite};
 use super::observation::Observation;
 use crate::error::ResultExt;
+use crate::number::{Number, parse_non_finite};
 use crate::report::StopReason;
 use crate::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;

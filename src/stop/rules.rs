@@ -4,9 +4,9 @@ use super::config::{
     Budget, DivergenceRule, MinDelta, OverfitRule, PlateauRule, Reference, Rule, TargetRule,
 };
 use super::metric::{Direction, Metric};
-use super::number::Number;
 use super::observation::Observation;
 use super::smoothing::Smoother;
+use crate::number::Number;
 use crate::report::StopReason;
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! Smoothing of a noisy metric before a rule looks at it.
 
-use super::number::Number;
+use crate::number::Number;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 

@@ -113,8 +113,7 @@ impl<B: Backend> Network<B> {
     ) -> Result<()> {
         let mut values = Vec::new();
         for param in &self.table.params {
-            values.clear();
-            values.resize(param.len(), 0.0);
+            values.resize(param.len(), 0.0); // the reader writes every element
             read(param, &mut values)?;
             self.backend
                 .upload(param_region(self.layout.weights, param), &values);

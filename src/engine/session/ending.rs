@@ -66,28 +66,24 @@ impl Session {
             verdict.reason.code(),
             verdict.detail
         ));
+        // First what no full disk can stop: whoever exports next must get these weights.
+        if let Some(best) = &self.best_weights {
+            let values = &best.values;
+            self.network.load_weights(&mut |param, to| {
+                to.copy_from_slice(&values[param.offset..param.offset + param.len()]);
+                Ok(())
+            })?;
+            self.hooks.info(format!(
+                "the best weights, of update {}, are back",
+                best.step
+            ));
+            self.restored_best = true;
+        }
         let snapshot = self.snapshot();
         self.journal.end(&snapshot, &verdict.detail)?;
-        match &self.best_weights {
-            Some(best) => {
-                let values = &best.values;
-                self.network.load_weights(&mut |param, to| {
-                    to.copy_from_slice(&values[param.offset..param.offset + param.len()]);
-                    Ok(())
-                })?;
-                self.hooks.info(format!(
-                    "the best weights, of update {}, are back",
-                    best.step
-                ));
-                self.restored_best = true;
-            }
-            None if self.config.save_strategy != SaveStrategy::No
-                && self.step > 0
-                && !self.files.has_checkpoint(self.step) =>
-            {
-                self.write_checkpoint()?;
-            }
-            None => {}
+        let saves = self.config.save_strategy != SaveStrategy::No && self.step > 0;
+        if saves && !self.restored_best && !self.files.has_checkpoint(self.step) {
+            self.write_checkpoint()?;
         }
         Ok(())
     }

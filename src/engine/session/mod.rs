@@ -12,7 +12,7 @@ use super::journal::Journal;
 use super::prepare::{self, Data};
 use super::run_files::RunFiles;
 use crate::config::{Config, EvalStrategy};
-use crate::data::{Batch, DataReport, Update};
+use crate::data::{Batch, DataReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryPlan;
 use crate::model::{ModelSpec, SaveOptions};
@@ -145,7 +145,8 @@ impl Session {
             ));
         };
         let update = loader.next_update();
-        self.run_update(update).map(Some)
+        self.run_update(&update.micro_batches, update.epoch, update.epoch_end)
+            .map(Some)
     }
 
     /// One optimizer update on the host's micro-batches, which are one update together. `None` once
@@ -169,13 +170,7 @@ impl Session {
                 .map_err(|e| e.context(format!("micro-batch {i}")))?;
         }
         self.evaluate_on_start()?;
-        let micro_batches = micro_batches.to_vec();
-        self.run_update(Update {
-            micro_batches,
-            epoch: self.epoch,
-            epoch_end: false,
-        })
-        .map(Some)
+        self.run_update(micro_batches, self.epoch, false).map(Some)
     }
 
     /// Evaluates on the evaluation rows now. The result is logged and seen by the stop rules.

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::config::{EvalStrategy, SaveStrategy};
-use crate::data::{Batch, Update};
+use crate::data::Batch;
 use crate::engine::evaluate::evaluate_dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{EvalReport, StepReport, StopReason};
@@ -10,15 +10,21 @@ use crate::stop::Observation;
 use std::time::Instant;
 
 impl Session {
-    /// Forward, backward and optimizer over the update's micro-batches, then what is due.
-    pub(super) fn run_update(&mut self, update: Update) -> Result<StepReport> {
+    /// Forward, backward and optimizer over the update's micro-batches, then what is due. `epoch` is
+    /// how many epochs are done after it.
+    pub(super) fn run_update(
+        &mut self,
+        micro_batches: &[Batch],
+        epoch: f64,
+        epoch_end: bool,
+    ) -> Result<StepReport> {
         let clock = Instant::now();
         let learning_rate = self.schedule.lr(self.step);
         // Counted over all micro-batches first: the loss is a mean over the whole update.
-        let supervised: usize = update.micro_batches.iter().map(Batch::supervised).sum();
-        let tokens: usize = update.micro_batches.iter().map(|b| b.tokens.len()).sum();
+        let supervised: usize = micro_batches.iter().map(Batch::supervised).sum();
+        let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
         let scale = 1.0 / supervised.max(1) as f64;
-        for batch in &update.micro_batches {
+        for batch in micro_batches {
             if let Err(error) = self.network.forward_backward(batch, scale) {
                 self.network.zero_gradients();
                 return Err(error);
@@ -31,7 +37,7 @@ impl Session {
         let sums = self.network.take_sums();
 
         self.step += 1;
-        self.epoch = update.epoch;
+        self.epoch = epoch;
         self.total_tokens += tokens as u64;
         let mut report = StepReport {
             step: self.step,
@@ -50,7 +56,7 @@ impl Session {
             stop_reason: None,
         };
         let mut failed = None;
-        if self.evaluation_due(update.epoch_end) {
+        if self.evaluation_due(epoch_end) {
             match self.run_evaluation() {
                 Ok(eval) => report.eval = Some(eval),
                 // The evaluation was not taken; the next call ends the run.
@@ -59,7 +65,7 @@ impl Session {
             }
         }
         // The update has taken effect, whatever became of its evaluation.
-        self.finish_update(&mut report, update.epoch_end)?;
+        self.finish_update(&mut report, epoch_end)?;
         match failed {
             Some(error) => Err(error),
             None => Ok(report),

@@ -7,10 +7,10 @@ use std::fmt;
 
 /// An `f64` whose JSON form also holds NaN and the infinities.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Number(pub f64);
+pub(crate) struct Number(pub f64);
 
 /// Reads `nan`, `inf`, `infinity` with an optional sign, in any case; `None` for anything else.
-pub(super) fn parse_non_finite(text: &str) -> Option<f64> {
+pub(crate) fn parse_non_finite(text: &str) -> Option<f64> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let value = if unsigned.eq_ignore_ascii_case("nan") {
         f64::NAN
