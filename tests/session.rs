@@ -405,6 +405,29 @@ fn a_host_that_only_looks_at_should_stop_still_gets_the_end_of_its_run() {
     assert_eq!(log(dir.path()).last().unwrap()["stop_reason"], "cancelled");
 }
 
+/// `/dev/full` takes a file's place and refuses every byte.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_that_cannot_be_written_costs_neither_the_weights_nor_the_best() {
+    let dir = folder();
+    std::fs::create_dir(dir.path().join("out")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", dir.path().join("out/train_log.jsonl")).unwrap();
+    let keys = json!({"overwrite_output_dir": true, "eval_strategy": "steps", "eval_steps": 1,
+        "load_best_model_at_end": true, "max_steps": 3});
+    let mut session = start(config(dir.path(), keys));
+    let mut failed = 0;
+    while !session.should_stop() {
+        assert_eq!(session.step().unwrap_err().kind(), ErrorKind::Io);
+        failed += 1;
+    }
+    assert_eq!((failed, session.snapshot().step), (3, 3));
+    let saved = dir.path().join("saved");
+    assert_eq!(session.save(&saved).unwrap_err().kind(), ErrorKind::Io);
+    assert!(saved.join("model.safetensors").is_file());
+    assert!(session.restored_best());
+    session.save(&saved).unwrap();
+}
+
 #[test]
 fn a_canceller_works_while_loading() {
     let dir = folder();

@@ -99,7 +99,9 @@ fn rescue(session: &mut Session, out: &Path) {
     if step == 0 {
         return;
     }
-    match session.export(out, Export::Full) {
+    // The first try may also end the run, and fail at that; the second is about the weights alone.
+    let first = session.export(out, Export::Full);
+    match first.or_else(|_| session.export(out, Export::Full)) {
         Ok(()) => console::error(&format!(
             "the run ends here; the weights after update {step} are in {}",
             out.display()

@@ -301,7 +301,8 @@ impl Session {
     /// configuration's `eos_token` and `chat_template_path` are part of it.
     ///
     /// # Errors
-    /// `Io` naming the file; an earlier model in `dir` stays as it was.
+    /// `Io` naming the file; an earlier model in `dir` stays as it was. When this call also ends a
+    /// cancelled run and that fails, as for a log on a full disk, the model is saved all the same.
     pub fn save(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         self.export(dir, Export::Full)
     }
@@ -312,9 +313,11 @@ impl Session {
     /// As [`Session::save`].
     pub fn export(&mut self, dir: impl AsRef<Path>, what: Export) -> Result<()> {
         // A host whose loop ended on the canceller has not called `step` since: the run ends here.
-        self.check_ended()?;
+        // What fails there, such as the last row of the log, must not cost the weights.
+        let ended = self.check_ended();
         match what {
-            Export::Full => self.write_model(dir.as_ref()),
+            Export::Full => self.write_model(dir.as_ref())?,
         }
+        ended.map(drop)
     }
 }
