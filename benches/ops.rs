@@ -38,7 +38,7 @@ impl Memory {
     fn new() -> Self {
         let mut cpu = Cpu::new(0).expect("a thread pool");
         // The largest group holds two (V, H) tables, less than 256 MiB.
-        cpu.allocate(512 << 20).expect("memory");
+        cpu.allocate(512 << 20, Region::EMPTY).expect("memory");
         Self { cpu, used: 0 }
     }
 
@@ -287,7 +287,7 @@ fn grad_norm(c: &mut Criterion) {
     let (mut group, mut memory) = (c.benchmark_group("grad_norm"), Memory::new());
     let [gradients, clip] = [N, ClipStats::WIDTH].map(|n| memory.tensor(n));
     bench(&mut group, "norm", numbers(N), || {
-        memory.cpu.grad_norm(gradients, 1.0, clip);
+        memory.cpu.grad_norm(gradients, 1.0, 1.0, clip);
     });
 }
 
@@ -308,7 +308,7 @@ fn adamw(c: &mut Criterion) {
         step: 100,
     };
     bench(&mut group, "update", numbers(8 * N), || {
-        cpu.adamw(step, clip, weights, gradients, m, v);
+        cpu.adamw(step, clip, weights, gradients, m, v, None);
     });
 }
 

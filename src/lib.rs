@@ -37,7 +37,7 @@
 //! | ground | [`error`], [`dtype`], [`rng`], [`report`], [`suggest`] |
 //! | pure policy | [`stop`], [`schedule`], then [`config`] |
 //! | formats | [`io`], [`model`], [`data`] |
-//! | arithmetic | [`ops`], [`memory`], [`train`] |
+//! | arithmetic | [`ops`], `cuda`, [`memory`], [`train`] |
 //! | a run | [`engine`] |
 //! | doors | [`capi`], the `sft` command |
 
@@ -45,6 +45,8 @@
 
 pub mod capi;
 pub mod config;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod dtype;
 pub mod engine;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The floors from the ground up. `lib.rs` is the roof.
-const FLOORS: [&[&str]; 12] = [
+const FLOORS: [&[&str]; 13] = [
     &["error", "dtype", "rng", "report", "suggest", "number"],
     &["stop", "schedule"],
     &["config"],
@@ -11,6 +11,7 @@ const FLOORS: [&[&str]; 12] = [
     &["model"],
     &["data"],
     &["ops"],
+    &["cuda"],
     &["memory"],
     &["train"],
     &["engine"],

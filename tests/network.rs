@@ -33,6 +33,7 @@ fn network(model: &str, purpose: Purpose, tokens: usize, threads: usize) -> Netw
         sequence_length: tokens,
         stats: tokens,
         head_rows: 7,
+        workspace: 0,
     };
     let mut network = Network::new(Cpu::new(threads).unwrap(), spec, table, work).unwrap();
     let files = WeightFiles::open(&dir).unwrap();
@@ -333,6 +334,7 @@ fn the_plan_is_close_to_the_bytes_that_live_together() {
             sequence_length: 512,
             stats: 4096,
             head_rows: 512,
+            workspace: 0,
         };
         let plan = sft::memory::NetworkLayout::new(&spec, &table, &work).plan;
         let ratio = plan.total_bytes as f64 / plan.lower_bound() as f64;

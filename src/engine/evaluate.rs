@@ -36,6 +36,7 @@ pub fn evaluate_model(config: &Config, mut hooks: Hooks) -> Result<EvalReport> {
         sequence_length: dataset.max_sequence_length(),
         stats: tokens,
         head_rows: Workload::head_rows_for(spec.vocab_size, tokens),
+        workspace: 0,
     };
     let mut network = open_network(config, spec, work, &mut hooks)?;
     evaluate_dataset(network.as_mut(), &dataset, rows, 0, &hooks)

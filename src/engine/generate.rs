@@ -59,6 +59,7 @@ impl Generator {
             sequence_length: capacity,
             stats: 1,
             head_rows: 1,
+            workspace: 0,
         };
         let network = open_network(config, spec, work, &mut hooks)?;
         let end_tokens = defaults.eos_token_ids.iter().map(|&id| id as i32).collect();

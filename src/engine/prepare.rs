@@ -329,6 +329,7 @@ pub(super) fn training_workload(
         sequence_length,
         stats: accumulated.min(1 << 18).max(tokens),
         head_rows: Workload::head_rows_for(spec.vocab_size, tokens),
+        workspace: 0,
     })
 }
 

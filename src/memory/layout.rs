@@ -42,6 +42,8 @@ pub struct Workload {
     pub stats: usize,
     /// Rows of logits that the LM head holds at a time.
     pub head_rows: usize,
+    /// Bytes of scratch memory that the ops of the backend ask for.
+    pub workspace: usize,
 }
 
 impl Workload {
@@ -143,6 +145,8 @@ pub struct NetworkLayout {
     pub dgate_up: Region,
     /// `(T, F)`
     pub dact: Region,
+    /// Scratch of the backend's ops.
+    pub workspace: Region,
 }
 
 impl NetworkLayout {
@@ -253,6 +257,8 @@ impl NetworkLayout {
         let dgate_up = p.f32("dgate_up", Scratch, back * 2 * f, after.clone());
         let dact = p.f32("dact", Scratch, back * f, after);
 
+        let workspace = p.f32("workspace", Scratch, work.workspace / 4, always);
+
         let placed = p.solve();
         let (f32, i32) = (|id| placed.f32(id), |id| placed.i32(id));
         Self {
@@ -300,6 +306,7 @@ impl NetworkLayout {
             dattention: f32(dattention),
             dgate_up: f32(dgate_up),
             dact: f32(dact),
+            workspace: f32(workspace),
             plan: placed.plan,
         }
     }

@@ -9,7 +9,7 @@
 //! ```
 
 use super::cpu::vector::vectorised;
-use super::{Cpu, Region};
+use super::{Cast, Cpu, Region};
 use rayon::prelude::*;
 
 /// The numbers of one optimizer update.
@@ -31,9 +31,11 @@ pub struct AdamWStep {
 
 /// The optimizer.
 pub trait AdamW {
-    /// Updates weights, m and v, all `(n)`, from gradients `(n)` times the factor in clip
+    /// Updates weights, m and v, all `(n)` float32, from gradients `(n)` times the factor in clip
     /// ([`ClipStats`](super::ClipStats)), and zeroes the gradients for the next accumulation. When
-    /// clip says that the norm is not finite, only the gradients are zeroed.
+    /// clip says that the norm is not finite, only the gradients are zeroed. `operands` `(n)`, if
+    /// given, gets the new weights rounded to its half-precision format, for the matrix products.
+    #[allow(clippy::too_many_arguments)]
     fn adamw(
         &mut self,
         step: AdamWStep,
@@ -42,6 +44,7 @@ pub trait AdamW {
         gradients: Region,
         m: Region,
         v: Region,
+        operands: Option<Region>,
     );
 }
 
@@ -57,7 +60,9 @@ impl AdamW for Cpu {
         gradients: Region,
         m: Region,
         v: Region,
+        operands: Option<Region>,
     ) {
+        let master = weights;
         let ([clip], [weights, gradients, m, v]) =
             self.arena.split([clip], [weights, gradients, m, v]);
         let (scale, finite) = (clip[1], clip[2] != 0.0);
@@ -95,5 +100,8 @@ impl AdamW for Cpu {
                     );
                 });
         });
+        if let Some(operands) = operands {
+            self.cast(master, operands);
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! The L2 norm of the whole gradient, and the factor that clips it (`torch.nn.utils.clip_grad_norm_`).
 //!
 //! ```text
-//! norm = √Σ g²,   scale = min(1, max_norm / (norm + 10⁻⁶)),   scale = 1 when max_norm is 0
+//! norm = unscale · √Σ g²,   scale = unscale · min(1, max_norm / (norm + 10⁻⁶)),   no min when max_norm is 0
 //! ```
+//!
+//! `unscale` is one over the loss scale of fp16 training, else 1.
 
 use super::cpu::vector::vectorised;
 use super::{Cpu, Region};
@@ -11,7 +13,7 @@ use rayon::prelude::*;
 /// What [`GradNorm`] leaves on the device for [`AdamW`](super::AdamW) and the host: `(3)` float32.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ClipStats {
-    /// The norm before clipping.
+    /// The norm before clipping, without the loss scale.
     pub norm: f32,
     /// What the optimizer multiplies the gradient by.
     pub scale: f32,
@@ -35,15 +37,16 @@ impl ClipStats {
 
 /// Measures the gradient.
 pub trait GradNorm {
-    /// gradients `(n)` → clip `(3)`, see [`ClipStats`]. `max_norm` 0 does not clip.
-    fn grad_norm(&mut self, gradients: Region, max_norm: f32, clip: Region);
+    /// gradients `(n)`, `1 / unscale` times too large → clip `(3)`, see [`ClipStats`]. `max_norm` 0
+    /// does not clip.
+    fn grad_norm(&mut self, gradients: Region, unscale: f32, max_norm: f32, clip: Region);
 }
 
 /// Elements whose squares one task adds up.
 const ELEMENTS_PER_TASK: usize = 1 << 16;
 
 impl GradNorm for Cpu {
-    fn grad_norm(&mut self, gradients: Region, max_norm: f32, clip: Region) {
+    fn grad_norm(&mut self, gradients: Region, unscale: f32, max_norm: f32, clip: Region) {
         let ([gradients], [clip]) = self.arena.split([gradients], [clip]);
         let partials: Vec<f64> = self.pool.install(|| {
             gradients
@@ -51,11 +54,12 @@ impl GradNorm for Cpu {
                 .map(sum_of_squares)
                 .collect()
         });
-        let norm = partials.iter().sum::<f64>().sqrt();
+        let unscale = f64::from(unscale);
+        let norm = unscale * partials.iter().sum::<f64>().sqrt();
         let scale = if max_norm > 0.0 {
-            (f64::from(max_norm) / (norm + 1e-6)).min(1.0)
+            unscale * (f64::from(max_norm) / (norm + 1e-6)).min(1.0)
         } else {
-            1.0
+            unscale
         };
         let finite = f32::from(u8::from((norm as f32).is_finite()));
         clip.copy_from_slice(&[norm as f32, scale as f32, finite]);

@@ -12,6 +12,7 @@
 
 mod adamw;
 mod attention;
+mod cast;
 mod cpu;
 mod cross_entropy;
 mod embedding;
@@ -25,6 +26,7 @@ mod swiglu;
 
 pub use adamw::{AdamW, AdamWStep};
 pub use attention::{Attention, AttentionShape};
+pub use cast::Cast;
 pub use cpu::Cpu;
 pub use cross_entropy::{CrossEntropy, TokenStats};
 pub use embedding::Embedding;
@@ -43,6 +45,7 @@ use crate::error::Result;
 pub trait Backend:
     AdamW
     + Attention
+    + Cast
     + CrossEntropy
     + Embedding
     + GradNorm
@@ -54,12 +57,25 @@ pub trait Backend:
     + Swiglu
     + Send
 {
+    /// Bytes of scratch memory that the ops of this backend use, beside the tensors they are given.
+    const WORKSPACE_BYTES: usize;
+
     /// The device in words, such as `cpu, 2 threads, avx512`.
     fn describe(&self) -> String;
 
     /// Allocates the one arena of this device, zeroed. Called once, with the size that the memory
-    /// plan computed.
-    fn allocate(&mut self, bytes: usize) -> Result<()>;
+    /// plan computed and the place in it of [`Backend::WORKSPACE_BYTES`] of scratch (float32).
+    ///
+    /// # Errors
+    /// `OutOfMemory` with the need and what is free.
+    fn allocate(&mut self, bytes: usize, workspace: Region) -> Result<()>;
+
+    /// Whether every operation so far was carried out. A device fails late: an op returns before its
+    /// work is done, so ask after a download. Once failed, always failed.
+    ///
+    /// # Errors
+    /// `Device` with what the driver said.
+    fn status(&self) -> Result<()>;
 
     /// Copies numbers from the host.
     fn upload(&mut self, to: Region, from: &[f32]);

@@ -62,7 +62,7 @@ impl<B: Backend> Network<B> {
     /// `OutOfMemory` with the plan's need when the device cannot give it.
     pub fn new(mut backend: B, spec: ModelSpec, table: ParamTable, work: Workload) -> Result<Self> {
         let layout = NetworkLayout::new(&spec, &table, &work);
-        backend.allocate(layout.plan.total_bytes)?;
+        backend.allocate(layout.plan.total_bytes, layout.workspace)?;
         let positions = layout.rope_cos.len / (spec.head_dim / 2);
         let (cos, sin) = spec.rope.table(positions);
         backend.upload(layout.rope_cos, &cos);

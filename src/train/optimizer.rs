@@ -24,7 +24,7 @@ impl<B: Backend> Network<B> {
     pub fn update(&mut self, options: &AdamWOptions, learning_rate: f64) -> ClipStats {
         let l = &self.layout;
         self.backend
-            .grad_norm(l.gradients, options.max_grad_norm as f32, l.clip);
+            .grad_norm(l.gradients, 1.0, options.max_grad_norm as f32, l.clip);
         let mut step = AdamWStep {
             learning_rate,
             beta1: options.beta1,
@@ -48,7 +48,7 @@ impl<B: Backend> Network<B> {
             };
             let (weights, gradients) = (part(l.weights), part(l.gradients));
             self.backend
-                .adamw(step, l.clip, weights, gradients, part(l.m), part(l.v));
+                .adamw(step, l.clip, weights, gradients, part(l.m), part(l.v), None);
         }
         let mut clip = [0.0; ClipStats::WIDTH];
         self.backend.download(l.clip, &mut clip);

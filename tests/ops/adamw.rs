@@ -28,7 +28,7 @@ fn run<B: Device>(
         memory.backend.upload(gradient, values);
         memory
             .backend
-            .adamw(step(t as u64 + 1), clip, weights, gradient, m, v);
+            .adamw(step(t as u64 + 1), clip, weights, gradient, m, v, None);
     }
     [weights, m, v, gradient].map(|region| memory.get(region))
 }
@@ -133,10 +133,10 @@ fn a_norm_that_is_not_finite_skips_the_update<B: Device>() {
         let mut values = normals(4, 100);
         values[57] = bad;
         let (gradients, clip) = (memory.put(&values), memory.garbage(3));
-        memory.backend.grad_norm(gradients, 1.0, clip);
+        memory.backend.grad_norm(gradients, 1.0, 1.0, clip);
         memory
             .backend
-            .adamw(step(3), clip, weights, gradients, m, v);
+            .adamw(step(3), clip, weights, gradients, m, v, None);
         for (region, before) in [weights, m, v].into_iter().zip(&before) {
             assert_eq!(&memory.get(region), before);
         }
@@ -149,10 +149,10 @@ fn clipping_scales_the_gradient<B: Device>() {
     let zeros = [0.0; 2];
     let [weights, m, v] = [(); 3].map(|()| memory.put(&zeros));
     let (gradients, clip) = (memory.put(&[3.0, 4.0]), memory.garbage(3));
-    memory.backend.grad_norm(gradients, 0.5, clip);
+    memory.backend.grad_norm(gradients, 1.0, 0.5, clip);
     memory
         .backend
-        .adamw(step(1), clip, weights, gradients, m, v);
+        .adamw(step(1), clip, weights, gradients, m, v, None);
     // m = (1 − β₁) · g · 0.5 / 5, but for the 1e-6 in the clip's denominator and six roundings.
     assert_within("m", &memory.get(m), &[0.03, 0.04], |_| {
         0.04 * (6.0 * U + 1e-6)

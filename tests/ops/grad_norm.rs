@@ -5,7 +5,7 @@ fn run<B: Device>(backend: B, gradients: &[f32], max_norm: f32) -> ClipStats {
     let mut memory = Memory::new(backend);
     let gradients = memory.put(gradients);
     let clip = memory.garbage(ClipStats::WIDTH);
-    memory.backend.grad_norm(gradients, max_norm, clip);
+    memory.backend.grad_norm(gradients, 1.0, max_norm, clip);
     ClipStats::from_slice(memory.get(clip).as_slice().try_into().unwrap())
 }
 

@@ -54,7 +54,14 @@ pub struct Memory<B> {
 
 impl<B: Backend> Memory<B> {
     pub fn new(mut backend: B) -> Self {
-        backend.allocate(ARENA).unwrap();
+        let workspace = Region {
+            offset: ARENA,
+            len: B::WORKSPACE_BYTES / 4,
+            dtype: DType::F32,
+        };
+        backend
+            .allocate(ARENA + B::WORKSPACE_BYTES, workspace)
+            .unwrap();
         Self {
             backend,
             used: 0,
@@ -100,6 +107,7 @@ impl<B: Backend> Memory<B> {
 
     /// The values of a tensor, once no guard is found overwritten.
     pub fn get(&mut self, region: Region) -> Vec<f32> {
+        self.backend.status().unwrap();
         for &guard in &self.guards {
             let mut values = [0.0; GUARD];
             self.backend.download(guard, &mut values);

@@ -42,6 +42,8 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
+    const WORKSPACE_BYTES: usize = 0;
+
     fn describe(&self) -> String {
         format!(
             "cpu, {} threads, {}",
@@ -50,8 +52,12 @@ impl Backend for Cpu {
         )
     }
 
-    fn allocate(&mut self, bytes: usize) -> Result<()> {
+    fn allocate(&mut self, bytes: usize, _workspace: Region) -> Result<()> {
         self.arena = Arena::zeroed(bytes)?;
+        Ok(())
+    }
+
+    fn status(&self) -> Result<()> {
         Ok(())
     }
 

@@ -1,0 +1,129 @@
+//! What the backend asks of a device, whoever it is.
+
+use crate::error::Result;
+
+/// A place that runs the kernels of `kernels/` and holds their memory. Work is done in the order in
+/// which it is asked for; only [`Driver::read`] waits for it.
+pub trait Driver: Send {
+    /// The device in words, such as `cuda:0, NVIDIA H100 80GB HBM3, sm_90`.
+    fn describe(&self) -> String;
+
+    /// What launches may ask for.
+    fn limits(&self) -> Limits;
+
+    /// Memory of the device, zeroed, its address aligned to 256 bytes.
+    ///
+    /// # Errors
+    /// `OutOfMemory` with the need and what is free.
+    fn allocate(&mut self, bytes: usize) -> Result<u64>;
+
+    /// Gives memory back, after all work is done.
+    fn free(&mut self, address: u64);
+
+    /// Copies from the host; `from` may be reused when the call returns.
+    ///
+    /// # Errors
+    /// `Device` with what the driver said, as those below.
+    fn write(&mut self, to: u64, from: &[u8]) -> Result<()>;
+
+    /// Copies to the host after all earlier work is done.
+    ///
+    /// # Errors
+    /// `Device`, also for earlier work that failed.
+    fn read(&mut self, from: u64, to: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device; the ranges do not overlap.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Sets `count` numbers of 4 bytes.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn fill32(&mut self, to: u64, bits: u32, count: usize) -> Result<()>;
+
+    /// Sets `count` numbers of 2 bytes.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn fill16(&mut self, to: u64, bits: u16, count: usize) -> Result<()>;
+
+    /// Launches a kernel by the name that `KERNEL(…)` gave it.
+    ///
+    /// # Errors
+    /// `Device`; `Internal` when no kernel has that name or its parameters differ in number.
+    fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) -> Result<()>;
+}
+
+/// Facts about a device that launches depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Compute capability, such as `(9, 0)`.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block may have.
+    pub shared_memory: u32,
+}
+
+/// The shape of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+}
+
+impl Launch {
+    /// A row of blocks without dynamic shared memory.
+    pub fn blocks(blocks: usize, threads: u32) -> Self {
+        Self {
+            grid: [blocks as u32, 1, 1],
+            threads,
+            shared_bytes: 0,
+        }
+    }
+
+    /// The same with dynamic shared memory.
+    pub fn shared(mut self, bytes: usize) -> Self {
+        self.shared_bytes = bytes as u32;
+        self
+    }
+}
+
+/// An argument of a kernel; its width is that of the parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// A device pointer, 8 bytes.
+    Address(u64),
+    /// `u32` or `i32`, 4 bytes.
+    U32(u32),
+    /// `float`, 4 bytes.
+    F32(f32),
+    /// `u64`, 8 bytes.
+    U64(u64),
+}
+
+impl Arg {
+    /// Bytes of the parameter.
+    pub fn size(self) -> usize {
+        match self {
+            Arg::Address(_) | Arg::U64(_) => 8,
+            Arg::U32(_) | Arg::F32(_) => 4,
+        }
+    }
+
+    /// The parameter's bytes, low ones first.
+    pub fn bits(self) -> u64 {
+        match self {
+            Arg::Address(value) | Arg::U64(value) => value,
+            Arg::U32(value) => u64::from(value),
+            Arg::F32(value) => u64::from(value.to_bits()),
+        }
+    }
+}
