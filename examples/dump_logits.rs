@@ -40,6 +40,7 @@ fn logits(model: &str, ids: &[i32]) -> Result<Vec<Vec<f32>>> {
         sequence_length: ids.len(),
         stats: ids.len(),
         head_rows: ids.len(),
+        workspace: 0,
     };
     let mut network = Network::new(Cpu::new(0)?, spec, table, work)?;
     let files = WeightFiles::open(model)?;
