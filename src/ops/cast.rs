@@ -1,6 +1,9 @@
 //! Conversion between float32 and a half-precision format, rounding to nearest, ties to even.
 
-use super::{Cpu, Region};
+use super::cpu::element::by_format;
+use super::cpu::{narrow, widen};
+use super::{Backend, Cpu, Region};
+use crate::dtype::DType;
 
 /// Converts number formats.
 pub trait Cast {
@@ -10,7 +13,16 @@ pub trait Cast {
 
 impl Cast for Cpu {
     fn cast(&mut self, from: Region, to: Region) {
-        use super::Backend;
-        self.copy(from, to);
+        if from.dtype == to.dtype {
+            return self.copy(from, to);
+        }
+        let ([from], [], [to]) = self.arena.views([from], [], [to]);
+        let pool = &self.pool;
+        match from.dtype {
+            DType::F32 => by_format!(to.dtype, T => {
+                pool.install(|| narrow(from.f32(), to.of::<T>()))
+            }),
+            half => by_format!(half, T => pool.install(|| widen(from.of::<T>(), to.f32()))),
+        }
     }
 }

@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 use sft::ops::AttentionShape;
 use std::ops::Range;
 
@@ -254,6 +256,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let bounds = bounds(&case);
         assert_gradient(
             "dqkv",
+            F32,
             &dqkv,
             &vec![0.0; dqkv.len()],
             &case.qkv,

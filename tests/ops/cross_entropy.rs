@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 use sft::ops::TokenStats;
 
 struct Case {
@@ -193,6 +195,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         };
         assert_gradient(
             "dlogits",
+            F32,
             &dlogits,
             &vec![0.0; dlogits.len()],
             &case.logits,

@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 
 /// (tokens, vocabulary, hidden): more tokens than vocabulary, so that ids repeat.
 const SHAPES: [(usize, usize, usize); 6] = [
@@ -74,6 +76,7 @@ fn backward_adds_the_finite_differences<B: Device>() {
         };
         assert_gradient(
             "dtable",
+            F32,
             &dtable,
             &case.dtable,
             &case.table,

@@ -4,6 +4,7 @@
 //! a value that is a sum of terms errs by at most (roundings on the way) · U · Σ|terms|. Each test
 //! counts the roundings of its formula; none has a number that was found by trying.
 
+use crate::precision::storing;
 use sft::dtype::DType;
 use sft::ops::{Backend, Cpu, Indices, Region};
 use sft::rng::Stream;
@@ -69,43 +70,51 @@ impl<B: Backend> Memory<B> {
         }
     }
 
-    fn place(&mut self, len: usize) -> Region {
-        let mut next = |len: usize| {
-            let offset = self.used;
-            self.used = (offset + 4 * len).next_multiple_of(16);
+    fn place(&mut self, len: usize, dtype: DType) -> Region {
+        let mut next = |len: usize, dtype: DType, align: usize| {
+            let offset = self.used.next_multiple_of(align);
+            self.used = offset + len * dtype.size();
             assert!(self.used <= ARENA, "the test's arena is full");
-            Region {
-                offset,
-                len,
-                dtype: DType::F32,
-            }
+            Region { offset, len, dtype }
         };
-        let (region, guard) = (next(len), next(GUARD));
+        // The guard follows at once, but for the alignment of its own numbers.
+        let region = next(len, dtype, 16);
+        let guard = next(GUARD, DType::F32, 4);
         self.backend.fill(guard, GUARD_VALUE);
         self.guards.push(guard);
         region
     }
 
-    /// A tensor with these values.
+    /// A float32 tensor with these values.
     pub fn put(&mut self, values: &[f32]) -> Region {
-        let region = self.place(values.len());
+        self.put_as(values, DType::F32)
+    }
+
+    /// A tensor with these values, rounded to the format.
+    pub fn put_as(&mut self, values: &[f32], dtype: DType) -> Region {
+        let region = self.place(values.len(), dtype);
         self.backend.upload(region, values);
         region
     }
 
-    /// A tensor that is to be overwritten: NaN, which every use of an old value would show.
+    /// A float32 tensor that is to be overwritten: NaN, which every use of an old value would show.
     pub fn garbage(&mut self, len: usize) -> Region {
-        self.put(&vec![f32::NAN; len])
+        self.garbage_as(len, DType::F32)
+    }
+
+    /// A tensor of a format that is to be overwritten.
+    pub fn garbage_as(&mut self, len: usize, dtype: DType) -> Region {
+        self.put_as(&vec![f32::NAN; len], dtype)
     }
 
     pub fn put_indices(&mut self, values: &[i32]) -> Indices {
-        let Region { offset, len, .. } = self.place(values.len());
+        let Region { offset, len, .. } = self.place(values.len(), DType::F32);
         let indices = Indices { offset, len };
         self.backend.upload_indices(indices, values);
         indices
     }
 
-    /// The values of a tensor, once no guard is found overwritten.
+    /// The values of a tensor of any format, once no guard is found overwritten.
     pub fn get(&mut self, region: Region) -> Vec<f32> {
         self.backend.status().unwrap();
         for &guard in &self.guards {
@@ -167,8 +176,10 @@ const SAMPLES: usize = 150;
 
 /// Compares the gradient of `loss` at `x`, added to `start`, with central differences: element by
 /// element, for 150 spread evenly when there are more, and along one direction through all of them.
+/// `tolerance(i)` bounds a float32 result, which was then stored in the format.
 pub fn assert_gradient(
     what: &str,
+    format: DType,
     got: &[f32],
     start: &[f32],
     x: &[f32],
@@ -176,7 +187,7 @@ pub fn assert_gradient(
     tolerance: impl Fn(usize) -> f64,
 ) {
     assert_eq!(got.len(), x.len(), "{what}: length");
-    let x = wide(x);
+    let (what, x) = (format!("{what} in {format}"), wide(x));
     // The quotient's own error: h²/6 times the third derivative, and the loss's float64 rounding
     // (2⁻⁵³ of at most a few thousand terms) divided by h. Both stay below 1e-8 of the numbers here.
     let quotient = |step: &dyn Fn(usize) -> f64, length: f64| {
@@ -195,7 +206,9 @@ pub fn assert_gradient(
         };
         let (slope, error) = quotient(&|j| f64::from(u8::from(i == j)), 1.0);
         let expected = f64::from(start[i]) + slope;
-        let (difference, allowed) = ((f64::from(got[i]) - expected).abs(), tolerance(i) + error);
+        let difference = (f64::from(got[i]) - expected).abs();
+        let allowed = tolerance(i) + error;
+        let allowed = allowed + storing(format, expected.abs() + allowed);
         assert!(
             difference <= allowed,
             "{what}[{i}]: {:e}, expected {expected:e}; off by {difference:e}, allowed {allowed:e}",
@@ -213,7 +226,8 @@ pub fn assert_gradient(
     let (slope, error) = quotient(&sign, (n.max(1) as f64).sqrt());
     let change = |i: usize| f64::from(got[i]) - f64::from(start[i]);
     let along: f64 = (0..n).map(|i| sign(i) * change(i)).sum();
-    let allowed = error + (0..n).map(&tolerance).sum::<f64>();
+    let stored = |i: usize| tolerance(i) + storing(format, f64::from(got[i]));
+    let allowed = error + (0..n).map(stored).sum::<f64>();
     let difference = (along - slope).abs();
     assert!(
         difference <= allowed,

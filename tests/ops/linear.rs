@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 use sft::ops::LinearShape;
 
 /// (rows, inputs, outputs).
@@ -145,6 +147,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let roundings = sum_roundings(outputs) + 1.0;
         assert_gradient(
             "dx",
+            F32,
             &dx,
             &vec![0.0; dx.len()],
             &case.x,
@@ -162,6 +165,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let roundings = sum_roundings(rows + 1) + 1.0;
         assert_gradient(
             "dweight",
+            F32,
             &dweight,
             &case.dweight,
             &case.weight,
@@ -175,6 +179,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         };
         assert_gradient(
             "dbias",
+            F32,
             &dbias,
             &case.dbias,
             &case.bias,

@@ -1,5 +1,7 @@
 use crate::harness::*;
+use crate::precision::*;
 use crate::rms_norm::{inv_rms, r_roundings};
+use sft::dtype::DType::F32;
 use sft::ops::QkNormShape;
 
 const EPS: f32 = 1e-6;
@@ -143,6 +145,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         };
         assert_gradient(
             "draw",
+            F32,
             &dqkv,
             &vec![0.0; dqkv.len()],
             &case.raw,
@@ -174,6 +177,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
             };
             assert_gradient(
                 ["dq_weight", "dk_weight"][which],
+                F32,
                 &dweights[which],
                 &case.dweights[which],
                 &case.weights[which],

@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 
 /// (tokens, hidden): empty, single, prime, around the 32 rows and the 64 columns of one task.
 const SHAPES: [(usize, usize); 8] = [
@@ -114,6 +116,7 @@ fn backward_adds_the_finite_differences<B: Device>() {
         let roundings = 3.0 * r_roundings(hidden) + n + 7.0;
         assert_gradient(
             "dx",
+            F32,
             &dx,
             &case.dx,
             &case.x,
@@ -131,6 +134,7 @@ fn backward_adds_the_finite_differences<B: Device>() {
         let roundings = r_roundings(hidden) + sum_roundings(case.tokens + 1) + 2.0;
         assert_gradient(
             "dweight",
+            F32,
             &dweight,
             &case.dweight,
             &case.weight,

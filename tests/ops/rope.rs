@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 use sft::ops::RopeShape;
 
 /// Positions that the tables know.
@@ -114,6 +116,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let (_, dqkv) = run(B::with_threads(2), &case);
         assert_gradient(
             "dqkv",
+            F32,
             &dqkv,
             &vec![0.0; dqkv.len()],
             &case.qkv,

@@ -1,4 +1,6 @@
 use crate::harness::*;
+use crate::precision::*;
+use sft::dtype::DType::F32;
 
 /// (tokens, width).
 const SHAPES: [(usize, usize); 6] = [(0, 5), (1, 1), (1, 80), (31, 7), (33, 65), (65, 129)];
@@ -98,6 +100,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         };
         assert_gradient(
             "dgate_up",
+            F32,
             &dgate_up,
             &vec![0.0; dgate_up.len()],
             &case.gate_up,

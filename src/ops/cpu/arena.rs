@@ -2,6 +2,7 @@
 //!
 //! The mapping is anonymous, so pages that a run never touches cost nothing.
 
+use super::element::Element;
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Indices, Region};
@@ -37,13 +38,11 @@ impl Arena {
     }
 
     /// The numbers of a region.
-    pub fn get(&self, region: Region) -> &[f32] {
-        assert_eq!(
-            region.dtype,
-            DType::F32,
-            "the CPU backend computes in float32"
-        );
-        bytemuck::cast_slice(&self.bytes()[byte_range(region)])
+    pub fn get(&self, region: Region) -> View<'_> {
+        View {
+            bytes: &self.bytes()[byte_range(region)],
+            dtype: region.dtype,
+        }
     }
 
     /// The numbers of an index region, writable.
@@ -52,8 +51,8 @@ impl Arena {
         bytemuck::cast_slice_mut(&mut memory[region.offset..region.offset + region.len * 4])
     }
 
-    /// Regions to read and regions to write at the same time. A written region must overlap neither
-    /// another written one nor a read one: checked, because that is what makes the slices sound.
+    /// [`Arena::views`] of float32 regions.
+    #[track_caller]
     pub fn split<const R: usize, const W: usize>(
         &mut self,
         reads: [Region; R],
@@ -64,6 +63,7 @@ impl Arena {
     }
 
     /// [`Arena::split`] with index regions to read.
+    #[track_caller]
     #[allow(clippy::type_complexity)]
     pub fn split_with_indices<const R: usize, const I: usize, const W: usize>(
         &mut self,
@@ -71,6 +71,22 @@ impl Arena {
         indices: [Indices; I],
         writes: [Region; W],
     ) -> ([&[f32]; R], [&[i32]; I], [&mut [f32]; W]) {
+        for region in reads.iter().chain(&writes) {
+            expect_format(region.dtype, DType::F32);
+        }
+        let (reads, indices, writes) = self.views(reads, indices, writes);
+        (reads.map(View::f32), indices, writes.map(ViewMut::f32))
+    }
+
+    /// Regions to read and regions to write at the same time. A written region must overlap neither
+    /// another written one nor a read one: checked, because that is what makes the slices sound.
+    #[allow(clippy::type_complexity)]
+    pub fn views<const R: usize, const I: usize, const W: usize>(
+        &mut self,
+        reads: [Region; R],
+        indices: [Indices; I],
+        writes: [Region; W],
+    ) -> ([View<'_>; R], [&[i32]; I], [ViewMut<'_>; W]) {
         let memory = self.memory.as_deref_mut().unwrap_or_default();
         let index_range = |i: Indices| i.offset..i.offset + i.len * 4;
         for (n, &write) in writes.iter().enumerate() {
@@ -95,22 +111,27 @@ impl Arena {
                 range.end <= memory.len(),
                 "region {range:?} outside the arena"
             );
-            assert_eq!(range.start % 4, 0, "region {range:?} is not aligned");
         }
         let base = memory.as_mut_ptr();
-        // SAFETY (all three): the ranges lie in the mapping and are aligned for 4-byte numbers, any
-        // bits are a valid f32 or i32, no written range overlaps another range (all checked above),
-        // and the slices borrow the arena mutably.
-        let read = |r: Region| unsafe {
-            std::slice::from_raw_parts(base.add(r.offset).cast::<f32>().cast_const(), r.len)
+        // SAFETY (both): the range lies in the mapping, no written range overlaps another range (both
+        // checked above), and the slices borrow the arena mutably.
+        let read = |range: Range<usize>| unsafe {
+            std::slice::from_raw_parts(base.add(range.start).cast_const(), range.len())
         };
-        let index = |i: Indices| unsafe {
-            std::slice::from_raw_parts(base.add(i.offset).cast::<i32>().cast_const(), i.len)
+        let write = |range: Range<usize>| unsafe {
+            std::slice::from_raw_parts_mut(base.add(range.start), range.len())
         };
-        let write = |r: Region| unsafe {
-            std::slice::from_raw_parts_mut(base.add(r.offset).cast::<f32>(), r.len)
-        };
-        (reads.map(read), indices.map(index), writes.map(write))
+        (
+            reads.map(|r| View {
+                bytes: read(byte_range(r)),
+                dtype: r.dtype,
+            }),
+            indices.map(|i| bytemuck::cast_slice(read(index_range(i)))),
+            writes.map(|w| ViewMut {
+                bytes: write(byte_range(w)),
+                dtype: w.dtype,
+            }),
+        )
     }
 
     fn bytes(&self) -> &[u8] {
@@ -119,17 +140,62 @@ impl Arena {
 }
 
 fn byte_range(region: Region) -> Range<usize> {
-    assert_eq!(
-        region.dtype,
-        DType::F32,
-        "the CPU backend computes in float32"
-    );
-    region.offset..region.offset + region.len * 4
+    region.offset..region.offset + region.len * region.dtype.size()
+}
+
+/// An op was handed the formats that its trait names; the network's plan sees to that.
+#[track_caller]
+fn expect_format(found: DType, expected: DType) {
+    assert_eq!(found, expected, "format of a tensor (found, expected)");
+}
+
+/// The numbers of a region to read, in the region's format.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct View<'a> {
+    bytes: &'a [u8],
+    pub dtype: DType,
+}
+
+/// The numbers of a region to write, in the region's format.
+pub(in crate::ops) struct ViewMut<'a> {
+    bytes: &'a mut [u8],
+    pub dtype: DType,
+}
+
+impl<'a> View<'a> {
+    /// The numbers of a tensor that an op has in format T.
+    #[track_caller]
+    pub fn of<T: Element>(self) -> &'a [T] {
+        expect_format(self.dtype, T::DTYPE);
+        bytemuck::cast_slice(self.bytes)
+    }
+
+    /// The numbers of a tensor that an op has in float32 always.
+    #[track_caller]
+    pub fn f32(self) -> &'a [f32] {
+        self.of()
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    /// The numbers of a tensor that an op has in format T.
+    #[track_caller]
+    pub fn of<T: Element>(self) -> &'a mut [T] {
+        expect_format(self.dtype, T::DTYPE);
+        bytemuck::cast_slice_mut(self.bytes)
+    }
+
+    /// The numbers of a tensor that an op has in float32 always.
+    #[track_caller]
+    pub fn f32(self) -> &'a mut [f32] {
+        self.of()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::bf16;
 
     fn region(offset: usize, len: usize) -> Region {
         Region {
@@ -145,7 +211,7 @@ mod tests {
         let ([read], [write]) = arena.split([region(0, 4)], [region(16, 4)]);
         write.fill(1.0);
         assert_eq!(read, [0.0; 4]);
-        assert_eq!(arena.get(region(12, 3)), [0.0, 1.0, 1.0]);
+        assert_eq!(arena.get(region(12, 3)).f32(), [0.0, 1.0, 1.0]);
     }
 
     #[test]
@@ -160,5 +226,29 @@ mod tests {
     #[should_panic(expected = "outside the arena")]
     fn split_refuses_a_region_outside() {
         Arena::zeroed(64).unwrap().split([], [region(60, 2)]);
+    }
+
+    #[test]
+    fn half_precision_takes_half_the_room() {
+        let mut arena = Arena::zeroed(64).unwrap();
+        let half = Region {
+            dtype: DType::BF16,
+            ..region(16, 8)
+        };
+        let ([read], [], [write]) = arena.views([region(0, 4)], [], [half]);
+        write.of::<bf16>().fill(bf16::ONE);
+        assert_eq!(read.f32(), [0.0; 4]);
+        assert_eq!(arena.get(region(32, 1)).f32(), [0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "format of a tensor")]
+    fn another_format_is_refused() {
+        let mut arena = Arena::zeroed(64).unwrap();
+        let half = Region {
+            dtype: DType::F16,
+            ..region(0, 4)
+        };
+        arena.split([half], []);
     }
 }

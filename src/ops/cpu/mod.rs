@@ -1,12 +1,16 @@
 //! The CPU backend: an arena of zeroed pages, a thread pool, and the shared arithmetic.
 
 mod arena;
+pub(super) mod element;
 pub(super) mod matrix;
 pub(super) mod vector;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Backend, Indices, Region};
 use arena::Arena;
+use element::{Element, by_format};
+use rayon::prelude::*;
+use vector::vectorised;
 
 /// Rows of an elementwise or reducing op that one task handles. Fixed, so that partial sums do not
 /// depend on the number of threads.
@@ -62,8 +66,8 @@ impl Backend for Cpu {
     }
 
     fn upload(&mut self, to: Region, from: &[f32]) {
-        let ([], [to]) = self.arena.split([], [to]);
-        to.copy_from_slice(from);
+        let ([], [], [to]) = self.arena.views([], [], [to]);
+        by_format!(to.dtype, T => self.pool.install(|| narrow(from, to.of::<T>())));
     }
 
     fn upload_indices(&mut self, to: Indices, from: &[i32]) {
@@ -71,22 +75,57 @@ impl Backend for Cpu {
     }
 
     fn download(&mut self, from: Region, to: &mut [f32]) {
-        to.copy_from_slice(self.arena.get(from));
+        let from = self.arena.get(from);
+        by_format!(from.dtype, T => self.pool.install(|| widen(from.of::<T>(), to)));
     }
 
     fn copy(&mut self, from: Region, to: Region) {
-        let ([from], [to]) = self.arena.split([from], [to]);
-        let piece = 1 << 16;
-        self.pool.install(|| {
-            use rayon::prelude::*;
-            to.par_chunks_mut(piece)
-                .zip(from.par_chunks(piece))
-                .for_each(|(to, from)| to.copy_from_slice(from));
-        });
+        let ([from], [], [to]) = self.arena.views([from], [], [to]);
+        by_format!(to.dtype, T => self.pool.install(|| copy(from.of::<T>(), to.of::<T>())));
     }
 
     fn fill(&mut self, to: Region, value: f32) {
-        let ([], [to]) = self.arena.split([], [to]);
-        to.fill(value);
+        let ([], [], [to]) = self.arena.views([], [], [to]);
+        by_format!(to.dtype, T => {
+            let mut rounded = [<T as bytemuck::Zeroable>::zeroed()];
+            T::narrow(&[value], &mut rounded);
+            to.of::<T>().fill(rounded[0]);
+        });
     }
+}
+
+/// Elements that one task copies or converts.
+const ELEMENTS_PER_TASK: usize = 1 << 16;
+
+fn copy<T: Element>(from: &[T], to: &mut [T]) {
+    assert_eq!(from.len(), to.len(), "lengths of a copy");
+    to.par_chunks_mut(ELEMENTS_PER_TASK)
+        .zip(from.par_chunks(ELEMENTS_PER_TASK))
+        .for_each(|(to, from)| to.copy_from_slice(from));
+}
+
+/// Float32 to another format, on the threads of the current pool.
+pub(super) fn narrow<T: Element>(from: &[f32], to: &mut [T]) {
+    assert_eq!(from.len(), to.len(), "lengths of a conversion");
+    to.par_chunks_mut(ELEMENTS_PER_TASK)
+        .zip(from.par_chunks(ELEMENTS_PER_TASK))
+        .for_each(|(to, from)| {
+            vectorised(
+                #[inline(always)]
+                || T::narrow(from, to),
+            );
+        });
+}
+
+/// Another format to float32, on the threads of the current pool.
+pub(super) fn widen<T: Element>(from: &[T], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "lengths of a conversion");
+    to.par_chunks_mut(ELEMENTS_PER_TASK)
+        .zip(from.par_chunks(ELEMENTS_PER_TASK))
+        .for_each(|(to, from)| {
+            vectorised(
+                #[inline(always)]
+                || T::widen(from, to),
+            );
+        });
 }

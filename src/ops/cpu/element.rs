@@ -1,0 +1,164 @@
+//! Number formats in memory. Arithmetic is float32 everywhere: rows in a half-precision format are
+//! widened into a small buffer of the thread, computed on, and rounded once when they are stored;
+//! float32 rows are computed on where they lie.
+
+use crate::dtype::{DType, bf16, f16};
+use half::slice::HalfFloatSliceExt;
+use std::cell::RefCell;
+
+/// A number format that tensors are stored in.
+pub trait Element: bytemuck::Pod + Send + Sync {
+    /// Its name.
+    const DTYPE: DType;
+
+    /// Numbers of this format as float32, exactly.
+    fn widen(from: &[Self], to: &mut [f32]);
+
+    /// Float32 numbers in this format: to nearest, ties to even.
+    fn narrow(from: &[f32], to: &mut [Self]);
+
+    /// A row as float32: itself, or widened into the buffer.
+    #[inline(always)]
+    fn read<'a>(row: &'a [Self], buffer: &'a mut Buffer) -> &'a [f32] {
+        let wide = buffer.first(row.len());
+        Self::widen(row, wide);
+        wide
+    }
+
+    /// Lets `f` overwrite a row with float32 numbers, and rounds them.
+    #[inline(always)]
+    fn write<R>(row: &mut [Self], buffer: &mut Buffer, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        let wide = buffer.first(row.len());
+        let result = f(wide);
+        Self::narrow(wide, row);
+        result
+    }
+
+    /// Lets `f` change a row's numbers as float32, and rounds them.
+    #[inline(always)]
+    fn update<R>(row: &mut [Self], buffer: &mut Buffer, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        let wide = buffer.first(row.len());
+        Self::widen(row, wide);
+        let result = f(wide);
+        Self::narrow(wide, row);
+        result
+    }
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+
+    #[inline(always)]
+    fn widen(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    #[inline(always)]
+    fn read<'a>(row: &'a [f32], _: &'a mut Buffer) -> &'a [f32] {
+        row
+    }
+
+    #[inline(always)]
+    fn write<R>(row: &mut [f32], _: &mut Buffer, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        f(row)
+    }
+
+    #[inline(always)]
+    fn update<R>(row: &mut [f32], _: &mut Buffer, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        f(row)
+    }
+}
+
+/// Whole-number arithmetic on the bits, which vectorises on every instruction set.
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+
+    #[inline(always)]
+    fn widen(from: &[bf16], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[f32], to: &mut [bf16]) {
+        assert_eq!(from.len(), to.len());
+        for (to, from) in to.iter_mut().zip(from) {
+            let bits = from.to_bits();
+            // Half of the last place that is kept, and one less when it is even.
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let quiet = bits >> 16 | 0x40;
+            *to = bf16::from_bits(if from.is_nan() { quiet } else { rounded } as u16);
+        }
+    }
+}
+
+/// The conversion instructions of the CPU where it has them.
+impl Element for f16 {
+    const DTYPE: DType = DType::F16;
+
+    #[inline(always)]
+    fn widen(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[f32], to: &mut [f16]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+/// `by_format!(dtype, T => expression)`: the expression compiled for each number format, and run for
+/// the one that `dtype` names.
+macro_rules! by_format {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::dtype::DType::BF16 => {
+                type $T = $crate::dtype::bf16;
+                $body
+            }
+            $crate::dtype::DType::F16 => {
+                type $T = $crate::dtype::f16;
+                $body
+            }
+        }
+    };
+}
+pub(in crate::ops) use by_format;
+
+/// Float32 numbers on their way to or from a half-precision row.
+#[derive(Default)]
+pub struct Buffer(Vec<f32>);
+
+impl Buffer {
+    /// The first `len` numbers, with whatever they were last.
+    pub fn first(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() < len {
+            self.0.resize(len, 0.0);
+        }
+        &mut self.0[..len]
+    }
+}
+
+/// Buffers of one thread.
+const BUFFERS: usize = 8;
+
+thread_local! {
+    /// Kept from task to task; each grows to the largest row or panel that it held.
+    static THREAD: RefCell<[Buffer; BUFFERS]> = RefCell::default();
+}
+
+/// Lends this thread's buffers. `f` must not wait for other tasks: they may want the same.
+pub fn with_buffers<R>(f: impl FnOnce(&mut [Buffer; BUFFERS]) -> R) -> R {
+    THREAD.with_borrow_mut(f)
+}
