@@ -1,0 +1,331 @@
+// Attention in float32 arithmetic without matrix instructions: for float32 tensors, and for halves
+// whose heads are not rows of whole 16 bytes. With s = head_dim^-1/2, for one head:
+//
+//   forward   S = s Q K^T (masked),  lse = log sum e^S by row,  P = e^(S - lse),  O = P V
+//   backward  delta = sum dO O by row,  dP = dO V^T,  dS = P (dP - delta)
+//             dQ = s dS K,  dK = s sum dS^T Q,  dV = sum P^T dO   (sums over the key head's queries)
+//
+// Only lse is kept between the two. A warp owns some rows, a lane is one column of S: S, P and dS
+// stay in registers, and pass through a few numbers of shared memory to be multiplied by rows of V,
+// K, Q or dO, of which a lane then owns every 32nd column. The backward has two kernels, one by
+// blocks of keys and one by blocks of queries, so that every sum has one owner and a fixed order.
+
+#include "attention.cuh"
+
+constexpr u32 THREADS = 256;
+constexpr u32 WARPS = THREADS / WARP;
+// Rows of a warp, and of the block.
+constexpr u32 ROWS = 2, BLOCK = WARPS * ROWS;
+// Columns of a lane: heads up to 256 wide.
+constexpr u32 COLUMNS = 256 / WARP;
+
+// Between rows of a tile in shared memory; odd, so that 32 rows lie in 32 banks.
+__device__ __forceinline__ u32 stride_of(u32 head_dim) { return head_dim | 1; }
+
+// Rows of global memory, row_width apart -> tile (rows, stride); those from `valid` on are zeros.
+template <class T>
+__device__ __forceinline__ void load_tile(float* tile, u32 rows, const T* from, u64 row_width,
+                                          u32 valid, u32 head_dim) {
+    for (u32 row = warp(); row < rows; row += WARPS) {
+#pragma unroll 2
+        for (u32 c = lane(); c < head_dim; c += WARP) {
+            tile[row * stride_of(head_dim) + c] =
+                row < valid ? to_float(from[row * row_width + c]) : 0.0f;
+        }
+    }
+}
+
+// result[r] += the warp's row r of `rows` times the lane's row of `columns`.
+__device__ __forceinline__ void multiply_transposed(float (&result)[ROWS], const float* rows,
+                                                    const float* columns, u32 head_dim) {
+    const u32 stride = stride_of(head_dim);
+#pragma unroll 2
+    for (u32 c = 0; c < head_dim; c++) {
+        const float column = columns[lane() * stride + c];
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            result[r] = fmaf(rows[(warp() * ROWS + r) * stride + c], column, result[r]);
+        }
+    }
+}
+
+// result += weights (ROWS, 32), one column a lane, times tile (32, head_dim). `exchange` holds ROWS
+// times 32 numbers of the warp's own.
+__device__ __forceinline__ void multiply(float (&result)[ROWS][COLUMNS],
+                                         const float (&weights)[ROWS], const float* tile,
+                                         float* exchange, u32 head_dim) {
+    sync_warp();
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        exchange[r * WARP + lane()] = weights[r];
+    }
+    sync_warp();
+#pragma unroll 1
+    for (u32 j = 0; j < WARP; j++) {
+        const float* row = tile + j * stride_of(head_dim);
+#pragma unroll
+        for (u32 n = 0; n < COLUMNS; n++) {
+            const u32 c = n * WARP + lane();
+            if (c < head_dim) {
+#pragma unroll
+                for (u32 r = 0; r < ROWS; r++) {
+                    result[r][n] = fmaf(exchange[r * WARP + j], row[c], result[r][n]);
+                }
+            }
+        }
+    }
+}
+
+// The warp's rows of result, times factor[r], to rows of global memory.
+template <class T>
+__device__ __forceinline__ void store_rows(T* to, u64 row_width, u32 valid,
+                                           const float (&result)[ROWS][COLUMNS],
+                                           const float (&factor)[ROWS], u32 head_dim) {
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        const u32 row = warp() * ROWS + r;
+#pragma unroll
+        for (u32 n = 0; n < COLUMNS; n++) {
+            const u32 c = n * WARP + lane();
+            if (row < valid && c < head_dim) {
+                to[row * row_width + c] = from_float<T>(result[r][n] * factor[r]);
+            }
+        }
+    }
+}
+
+// qkv (tokens, (heads + 2 kv_heads) head_dim) -> out (tokens, heads head_dim), lse (heads, tokens).
+// One block for each 16 queries of a head; heads run fastest.
+template <class T>
+__device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* out, float* lse,
+                                       u32 sequences, u32 tokens, u32 heads, u32 kv_heads,
+                                       u32 head_dim, u32 window, float scale) {
+    const u32 head = blockIdx.x % heads, kv_head = head / (heads / kv_heads);
+    const RowBlock block =
+        find_block<BLOCK>(seq_starts, sequences, blockIdx.x / heads);
+    if (block.length == 0) {
+        return;
+    }
+    const u64 width = u64(heads + 2 * kv_heads) * head_dim;
+    const T* rows = qkv + block.sequence * width;
+    const u32 key_column = (heads + kv_head) * head_dim;
+    const u32 value_column = (heads + kv_heads + kv_head) * head_dim;
+    const u32 stride = stride_of(head_dim), valid = block.length - block.first;
+
+    DYNAMIC_SHARED(float, shared);
+    float* const queries = shared;                      // (16, stride)
+    float* const tile = queries + BLOCK * stride; // (32, stride): keys, then values
+    float* const exchange = tile + WARP * stride + warp() * ROWS * WARP;
+    load_tile(queries, BLOCK, rows + block.first * width + head * head_dim, width, valid,
+              head_dim);
+
+    float top[ROWS], total[ROWS], result[ROWS][COLUMNS];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        top[r] = minus_infinity();
+        total[r] = 0.0f;
+        for (u32 n = 0; n < COLUMNS; n++) {
+            result[r][n] = 0.0f;
+        }
+    }
+    // From the diagonal down: as a query sees itself, `top` is finite after the first tile.
+    const u32 last_tile = first_key(block.first, window) / WARP * WARP;
+    for (u32 keys = block.first / WARP * WARP;; keys -= WARP) {
+        const u32 valid_keys = block.length - keys;
+        sync_threads();
+        load_tile(tile, WARP, rows + keys * width + key_column, width, valid_keys, head_dim);
+        sync_threads();
+        float p[ROWS] = {};
+        multiply_transposed(p, queries, tile, head_dim);
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            const u32 query = block.first + warp() * ROWS + r;
+            const float score = sees(query, keys + lane(), window) ? p[r] * scale : minus_infinity();
+            const float new_top = fmaxf(top[r], warp_max(score));
+            const float correction = expf(top[r] - new_top);
+            top[r] = new_top;
+            p[r] = expf(score - new_top);
+            total[r] = total[r] * correction + warp_sum(p[r]);
+#pragma unroll
+            for (u32 n = 0; n < COLUMNS; n++) {
+                result[r][n] *= correction;
+            }
+        }
+        sync_threads();
+        load_tile(tile, WARP, rows + keys * width + value_column, width, valid_keys, head_dim);
+        sync_threads();
+        multiply(result, p, tile, exchange, head_dim);
+        if (keys == last_tile) {
+            break;
+        }
+    }
+    float inverse[ROWS];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        inverse[r] = 1.0f / total[r];
+        const u32 row = warp() * ROWS + r;
+        if (row < valid && lane() == 0) {
+            lse[u64(head) * tokens + block.sequence + block.first + row] = top[r] + logf(total[r]);
+        }
+    }
+    const u64 out_width = u64(heads) * head_dim;
+    store_rows(out + (block.sequence + block.first) * out_width + head * head_dim, out_width, valid,
+               result, inverse, head_dim);
+}
+
+// A block of keys: its part of dqkv from all queries that see it. One block for each 16 keys of one
+// of the kv_count key heads from kv_first; delta (kv_count heads / kv_heads, tokens).
+template <class T>
+__device__ void attention_backward_keys_simt(const T* qkv, const u32* seq_starts, const float* lse,
+                                             const float* delta, const T* dout, T* dqkv,
+                                             u32 sequences, u32 tokens, u32 heads, u32 kv_heads,
+                                             u32 head_dim, u32 window, float scale, u32 kv_first,
+                                             u32 kv_count) {
+    const u32 kv_head = kv_first + blockIdx.x % kv_count, group = heads / kv_heads;
+    const RowBlock block =
+        find_block<BLOCK>(seq_starts, sequences, blockIdx.x / kv_count);
+    if (block.length == 0) {
+        return;
+    }
+    const u64 width = u64(heads + 2 * kv_heads) * head_dim, out_width = u64(heads) * head_dim;
+    const T* rows = qkv + block.sequence * width;
+    const T* dout_rows = dout + block.sequence * out_width;
+    const u32 key_column = (heads + kv_head) * head_dim;
+    const u32 value_column = (heads + kv_heads + kv_head) * head_dim;
+    const u32 stride = stride_of(head_dim), valid = block.length - block.first;
+
+    DYNAMIC_SHARED(float, shared);
+    float* const key_tile = shared;                                 // (16, stride)
+    float* const value_tile = key_tile + BLOCK * stride;   // (16, stride)
+    float* const query_tile = value_tile + BLOCK * stride; // (32, stride)
+    float* const dout_tile = query_tile + WARP * stride;            // (32, stride)
+    float* const exchange = dout_tile + WARP * stride + warp() * ROWS * WARP;
+    load_tile(key_tile, BLOCK, rows + block.first * width + key_column, width, valid,
+              head_dim);
+    load_tile(value_tile, BLOCK, rows + block.first * width + value_column, width, valid,
+              head_dim);
+
+    float dkey[ROWS][COLUMNS] = {}, dvalue[ROWS][COLUMNS] = {};
+    const u32 last = (valid < BLOCK ? block.length : block.first + BLOCK) - 1;
+    const u32 end = end_of_queries(last, window, block.length);
+    for (u32 head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        const u64 row_of_lse = u64(head) * tokens + block.sequence;
+        const u64 row_of_delta = u64(head - kv_first * group) * tokens + block.sequence;
+        for (u32 queries = block.first / WARP * WARP; queries < end; queries += WARP) {
+            sync_threads();
+            load_tile(query_tile, WARP, rows + queries * width + head * head_dim, width,
+                      block.length - queries, head_dim);
+            load_tile(dout_tile, WARP, dout_rows + queries * out_width + head * head_dim, out_width,
+                      block.length - queries, head_dim);
+            sync_threads();
+            const u32 query = queries + lane();
+            const bool inside = query < block.length;
+            const float query_lse = inside ? lse[row_of_lse + query] : 0.0f;
+            const float query_delta = inside ? delta[row_of_delta + query] : 0.0f;
+            float p[ROWS] = {}, ds[ROWS] = {};
+            multiply_transposed(p, key_tile, query_tile, head_dim);
+            multiply_transposed(ds, value_tile, dout_tile, head_dim);
+#pragma unroll
+            for (u32 r = 0; r < ROWS; r++) {
+                const u32 key = block.first + warp() * ROWS + r;
+                const bool seen = inside && sees(query, key, window);
+                p[r] = seen ? expf(p[r] * scale - query_lse) : 0.0f;
+                ds[r] = seen ? p[r] * (ds[r] - query_delta) : 0.0f;
+            }
+            multiply(dvalue, p, dout_tile, exchange, head_dim);
+            multiply(dkey, ds, query_tile, exchange, head_dim);
+        }
+    }
+    T* to = dqkv + (block.sequence + block.first) * width;
+    float factor[ROWS] = {scale, scale}, one[ROWS] = {1.0f, 1.0f};
+    store_rows(to + key_column, width, valid, dkey, factor, head_dim);
+    store_rows(to + value_column, width, valid, dvalue, one, head_dim);
+}
+
+// A block of queries: its part of dqkv. One block for each 16 queries of a head of the key heads'
+// groups; other arguments as above.
+template <class T>
+__device__ void attention_backward_queries_simt(const T* qkv, const u32* seq_starts,
+                                                const float* lse, const float* delta, const T* dout,
+                                                T* dqkv, u32 sequences, u32 tokens, u32 heads,
+                                                u32 kv_heads, u32 head_dim, u32 window, float scale,
+                                                u32 kv_first, u32 kv_count) {
+    const u32 group = heads / kv_heads, head_in_chunk = blockIdx.x % (kv_count * group);
+    const u32 head = kv_first * group + head_in_chunk, kv_head = head / group;
+    const RowBlock block =
+        find_block<BLOCK>(seq_starts, sequences, blockIdx.x / (kv_count * group));
+    if (block.length == 0) {
+        return;
+    }
+    const u64 width = u64(heads + 2 * kv_heads) * head_dim, out_width = u64(heads) * head_dim;
+    const T* rows = qkv + block.sequence * width;
+    const u32 key_column = (heads + kv_head) * head_dim;
+    const u32 value_column = (heads + kv_heads + kv_head) * head_dim;
+    const u32 stride = stride_of(head_dim), valid = block.length - block.first;
+
+    DYNAMIC_SHARED(float, shared);
+    float* const query_tile = shared;                              // (16, stride)
+    float* const dout_tile = query_tile + BLOCK * stride; // (16, stride)
+    float* const key_tile = dout_tile + BLOCK * stride;   // (32, stride)
+    float* const value_tile = key_tile + WARP * stride;            // (32, stride)
+    float* const exchange = value_tile + WARP * stride + warp() * ROWS * WARP;
+    load_tile(query_tile, BLOCK, rows + block.first * width + head * head_dim, width,
+              valid, head_dim);
+    load_tile(dout_tile, BLOCK,
+              dout + (block.sequence + block.first) * out_width + head * head_dim, out_width, valid,
+              head_dim);
+
+    float query_lse[ROWS], query_delta[ROWS];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        const u32 query = block.first + warp() * ROWS + r;
+        const u64 row = block.sequence + query;
+        const bool inside = query < block.length;
+        query_lse[r] = inside ? lse[u64(head) * tokens + row] : 0.0f;
+        query_delta[r] = inside ? delta[u64(head_in_chunk) * tokens + row] : 0.0f;
+    }
+    float dquery[ROWS][COLUMNS] = {};
+    const u32 end = valid < BLOCK ? block.length : block.first + BLOCK;
+    for (u32 keys = first_key(block.first, window) / WARP * WARP; keys < end; keys += WARP) {
+        sync_threads();
+        load_tile(key_tile, WARP, rows + keys * width + key_column, width, block.length - keys,
+                  head_dim);
+        load_tile(value_tile, WARP, rows + keys * width + value_column, width, block.length - keys,
+                  head_dim);
+        sync_threads();
+        float p[ROWS] = {}, ds[ROWS] = {};
+        multiply_transposed(p, query_tile, key_tile, head_dim);
+        multiply_transposed(ds, dout_tile, value_tile, head_dim);
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            const u32 query = block.first + warp() * ROWS + r;
+            const bool seen = query < block.length && sees(query, keys + lane(), window);
+            const float weight = seen ? expf(p[r] * scale - query_lse[r]) : 0.0f;
+            ds[r] = seen ? weight * (ds[r] - query_delta[r]) : 0.0f;
+        }
+        multiply(dquery, ds, key_tile, exchange, head_dim);
+    }
+    float factor[ROWS] = {scale, scale};
+    store_rows(dqkv + (block.sequence + block.first) * width + head * head_dim, width, valid, dquery,
+               factor, head_dim);
+}
+
+#define INSTANTIATE(T, suffix)                                                                     \
+    KERNEL(attention_forward_simt_##suffix, 256, (attention_forward_simt<T>),                      \
+           (const T* qkv, const u32* seq_starts, T* out, float* lse, u32 sequences, u32 tokens,    \
+            u32 heads, u32 kv_heads, u32 head_dim, u32 window, float scale),                       \
+           (qkv, seq_starts, out, lse, sequences, tokens, heads, kv_heads, head_dim, window,       \
+            scale))                                                                                \
+    KERNEL(attention_backward_keys_simt_##suffix, 256, (attention_backward_keys_simt<T>),          \
+           (const T* qkv, const u32* seq_starts, const float* lse, const float* delta,             \
+            const T* dout, T* dqkv, u32 sequences, u32 tokens, u32 heads, u32 kv_heads,            \
+            u32 head_dim, u32 window, float scale, u32 kv_first, u32 kv_count),                    \
+           (qkv, seq_starts, lse, delta, dout, dqkv, sequences, tokens, heads, kv_heads, head_dim, \
+            window, scale, kv_first, kv_count))                                                    \
+    KERNEL(attention_backward_queries_simt_##suffix, 256, (attention_backward_queries_simt<T>),    \
+           (const T* qkv, const u32* seq_starts, const float* lse, const float* delta,             \
+            const T* dout, T* dqkv, u32 sequences, u32 tokens, u32 heads, u32 kv_heads,            \
+            u32 head_dim, u32 window, float scale, u32 kv_first, u32 kv_count),                    \
+           (qkv, seq_starts, lse, delta, dout, dqkv, sequences, tokens, heads, kv_heads, head_dim, \
+            window, scale, kv_first, kv_count))
+FOR_EACH_TYPE(INSTANTIATE)
