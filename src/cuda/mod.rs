@@ -13,6 +13,8 @@ mod driver;
 mod embedding;
 mod grad_norm;
 mod linear;
+#[cfg(test)]
+mod linear_layout;
 mod qk_norm;
 mod rms_norm;
 mod rope;
