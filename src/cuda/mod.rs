@@ -11,6 +11,8 @@ mod cast;
 mod cross_entropy;
 mod driver;
 mod embedding;
+#[cfg(feature = "emulate")]
+mod emulated;
 mod grad_norm;
 mod linear;
 #[cfg(test)]
@@ -22,6 +24,8 @@ mod rows;
 mod swiglu;
 
 pub use driver::{Arg, Driver, Launch, Limits};
+#[cfg(feature = "emulate")]
+pub use emulated::Emulated;
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};

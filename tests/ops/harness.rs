@@ -24,6 +24,14 @@ impl Device for Cpu {
     }
 }
 
+/// `threads` is the seed of the order in which threads run.
+#[cfg(feature = "emulate")]
+impl Device for sft::cuda::Cuda {
+    fn with_threads(threads: usize) -> Self {
+        sft::cuda::Cuda::emulated(threads as u64).unwrap()
+    }
+}
+
 /// Makes generic functions `fn test<B: Device>()` into tests of every backend.
 macro_rules! on_every_backend {
     ($($test:ident),* $(,)?) => {
@@ -31,6 +39,13 @@ macro_rules! on_every_backend {
             $(#[test]
             fn $test() {
                 super::$test::<sft::ops::Cpu>();
+            })*
+        }
+        #[cfg(feature = "emulate")]
+        mod emulated {
+            $(#[test]
+            fn $test() {
+                super::$test::<sft::cuda::Cuda>();
             })*
         }
     };

@@ -1,0 +1,14 @@
+//! What is compiled beside the Rust code, by feature.
+
+#[path = "build/emulate.rs"]
+mod emulate;
+
+use std::env;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    if env::var_os("CARGO_FEATURE_EMULATE").is_some() {
+        emulate::build();
+    }
+}
