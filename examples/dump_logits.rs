@@ -6,6 +6,7 @@
 
 use serde_json::json;
 use sft::data::{Batch, IGNORE};
+use sft::dtype::DType;
 use sft::error::ResultExt;
 use sft::io::WeightFiles;
 use sft::memory::{Purpose, Workload};
@@ -40,6 +41,7 @@ fn logits(model: &str, ids: &[i32]) -> Result<Vec<Vec<f32>>> {
         sequence_length: ids.len(),
         stats: ids.len(),
         head_rows: ids.len(),
+        precision: DType::F32,
         workspace: 0,
     };
     let mut network = Network::new(Cpu::new(0)?, spec, table, work)?;

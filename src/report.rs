@@ -70,6 +70,9 @@ pub struct EvalReport {
     pub seconds: f64,
 }
 
+/// The smallest loss scale of float16 training: the loss as it is.
+pub const MIN_LOSS_SCALE: f64 = 1.0;
+
 /// The result of one optimizer update.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
@@ -101,6 +104,19 @@ pub struct StepReport {
     pub eval: Option<EvalReport>,
     /// Why the run ended with this update, if it did.
     pub stop_reason: Option<StopReason>,
+    /// What the loss was multiplied by for this update, to keep small gradients in float16; `None` in
+    /// the other formats, which need no scale.
+    pub loss_scale: Option<f64>,
+    /// Updates of the run so far that were not applied, because their gradient was not finite.
+    pub skipped_updates: u64,
+}
+
+impl StepReport {
+    /// Whether the gradient overflowed at a loss scale that can still fall: the update was not applied
+    /// and says nothing about the model, only that the scale was too large.
+    pub fn overflowed(&self) -> bool {
+        !self.grad_norm.is_finite() && self.loss_scale.is_some_and(|s| s > MIN_LOSS_SCALE)
+    }
 }
 
 /// Where a run stands.

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use sft::data::{Batch, IGNORE};
+use sft::dtype::DType;
 use sft::io::WeightFiles;
 use sft::memory::{Purpose, Workload};
 use sft::model::{ModelSpec, ParamTable};
@@ -33,6 +34,7 @@ fn network(model: &str, purpose: Purpose, tokens: usize, threads: usize) -> Netw
         sequence_length: tokens,
         stats: tokens,
         head_rows: 7,
+        precision: DType::F32,
         workspace: 0,
     };
     let mut network = Network::new(Cpu::new(threads).unwrap(), spec, table, work).unwrap();
@@ -97,7 +99,7 @@ fn logits_loss_and_gradients_match_float64() {
 
         let supervised = fixture["supervised_tokens"].as_f64().unwrap();
         network.forward_backward(&batch, 1.0 / supervised).unwrap();
-        let sums = network.take_sums();
+        let sums = network.take_sums().unwrap();
         let loss = fixture["loss_sum"].as_f64().unwrap();
         assert_eq!(sums.supervised as f64, supervised);
         assert!(
@@ -112,7 +114,7 @@ fn logits_loss_and_gradients_match_float64() {
         for param in &params {
             let expected = &gradients[&param.name];
             let mut gradient = vec![0.0; param.len()];
-            network.read_gradient(param, &mut gradient);
+            network.read_gradient(param, &mut gradient).unwrap();
             let norm = gradient
                 .iter()
                 .map(|&g| f64::from(g).powi(2))
@@ -148,11 +150,11 @@ fn gradients(mut network: Network<Cpu>, micro_batches: &[Batch]) -> (Vec<Vec<f32
     let params = network.table().params.clone();
     let all = params.iter().map(|param| {
         let mut gradient = vec![0.0; param.len()];
-        network.read_gradient(param, &mut gradient);
+        network.read_gradient(param, &mut gradient).unwrap();
         gradient
     });
     let all = all.collect();
-    (all, network.take_sums().loss / supervised as f64)
+    (all, network.take_sums().unwrap().loss / supervised as f64)
 }
 
 /// Sequences of odd lengths, each with its own mask: one token, two, a prime, more than a block of
@@ -268,10 +270,10 @@ fn a_wholly_masked_micro_batch_adds_nothing() {
     let params = network.table().params.clone();
     for param in &params {
         let mut gradient = vec![1.0; param.len()];
-        network.read_gradient(param, &mut gradient);
+        network.read_gradient(param, &mut gradient).unwrap();
         assert!(gradient.iter().all(|&g| g == 0.0));
     }
-    assert_eq!(network.take_sums().supervised, 0);
+    assert_eq!(network.take_sums().unwrap().supervised, 0);
 }
 
 #[test]
@@ -334,6 +336,7 @@ fn the_plan_is_close_to_the_bytes_that_live_together() {
             sequence_length: 512,
             stats: 4096,
             head_rows: 512,
+            precision: DType::F32,
             workspace: 0,
         };
         let plan = sft::memory::NetworkLayout::new(&spec, &table, &work).plan;

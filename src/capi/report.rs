@@ -3,7 +3,7 @@
 use super::arguments::GrowingStruct;
 use super::status::stop_code;
 use crate::memory::{MemoryPlan, SegmentKind};
-use crate::report::{EvalReport, Snapshot, StepReport};
+use crate::report::{EvalReport, MIN_LOSS_SCALE, Snapshot, StepReport};
 
 /// Sequences of tokens laid end to end, as the host feeds them. All pointers are borrowed for the
 /// call. Position i of a sequence predicts the label at i + 1, so labels are not shifted, and the
@@ -76,6 +76,12 @@ pub struct sft_step_report {
     pub eval_supervised_tokens: u64,
     /// Wall time of the evaluation, in seconds.
     pub eval_seconds: f64,
+    /// What the loss was multiplied by for this update to keep small gradients in float16; 1 in the
+    /// other formats. Where it is above 1 and grad_norm is not finite, the scale was too large: the
+    /// update was not applied, and the stop rules do not count it as a broken gradient.
+    pub loss_scale: f64,
+    /// Updates of the run so far that were not applied, because their gradient was not finite.
+    pub skipped_updates: u64,
 }
 
 /// The result of an evaluation, weighted by tokens over all its rows.
@@ -204,6 +210,8 @@ impl From<&StepReport> for sft_step_report {
             eval_entropy: eval.map_or(f64::NAN, |e| e.entropy),
             eval_supervised_tokens: eval.map_or(0, |e| e.supervised_tokens),
             eval_seconds: eval.map_or(f64::NAN, |e| e.seconds),
+            loss_scale: report.loss_scale.unwrap_or(MIN_LOSS_SCALE),
+            skipped_updates: report.skipped_updates,
         }
     }
 }

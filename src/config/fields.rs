@@ -186,9 +186,10 @@ config! {
         device: Device = Device::Auto;
         /// Compute threads; null: all cores.
         threads: Option<usize> = None;
-        /// bfloat16 mixed precision; null: where the device has it.
+        /// bfloat16 mixed precision: operands of matrix products in bfloat16, sums, weights and optimizer
+        /// in float32; null: on CUDA, and float32 on the CPU.
         bf16: Option<bool> = None;
-        /// float16 mixed precision.
+        /// float16 mixed precision, with dynamic loss scaling.
         fp16: bool = false;
         /// Recompute activations in the backward pass: less memory, more time, same gradients.
         gradient_checkpointing: bool = true;

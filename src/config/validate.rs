@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 
 use crate::schedule::Schedule;
@@ -92,6 +93,18 @@ impl Config {
             total_steps,
             self.lr_scheduler_kwargs.as_ref().unwrap_or(&none),
         )
+    }
+
+    /// The format of the matrix products' operands, on a CUDA device or on the CPU: what `bf16` and
+    /// `fp16` say, else bfloat16 where the device is made for it. The CPU's bfloat16 is there for
+    /// parity and costs time, so it is only used when asked for.
+    pub fn precision(&self, cuda: bool) -> DType {
+        match (self.bf16, self.fp16) {
+            (_, true) => DType::F16,
+            (Some(true), _) => DType::BF16,
+            (None, _) if cuda => DType::BF16,
+            (None | Some(false), _) => DType::F32,
+        }
     }
 
     /// Updates between evaluations as written: `eval_steps`, or `logging_steps` without it.

@@ -17,13 +17,19 @@ pub(super) trait AnyNetwork: Send {
     fn table(&self) -> &ParamTable;
     fn plan(&self) -> &MemoryPlan;
     fn device(&self) -> String;
+    fn status(&self) -> Result<()>;
     fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()>;
-    fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]);
+    fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) -> Result<()>;
     fn check_batch(&self, batch: &Batch) -> Result<()>;
     fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<()>;
     fn forward_loss(&mut self, batch: &Batch) -> Result<()>;
-    fn take_sums(&mut self) -> LossSums;
-    fn update(&mut self, options: &AdamWOptions, learning_rate: f64) -> ClipStats;
+    fn take_sums(&mut self) -> Result<LossSums>;
+    fn update(
+        &mut self,
+        options: &AdamWOptions,
+        learning_rate: f64,
+        loss_scale: f64,
+    ) -> Result<ClipStats>;
     fn zero_gradients(&mut self);
     fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>>;
     fn decode(&mut self, token: i32, position: usize) -> Result<Vec<f32>>;
@@ -46,12 +52,16 @@ impl<B: Backend> AnyNetwork for Network<B> {
         Network::device(self)
     }
 
+    fn status(&self) -> Result<()> {
+        Network::status(self)
+    }
+
     fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()> {
         Network::load_weights(self, read)
     }
 
-    fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) {
-        Network::read_weight(self, param, start, to);
+    fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) -> Result<()> {
+        Network::read_weight(self, param, start, to)
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<()> {
@@ -66,12 +76,17 @@ impl<B: Backend> AnyNetwork for Network<B> {
         Network::forward_loss(self, batch)
     }
 
-    fn take_sums(&mut self) -> LossSums {
+    fn take_sums(&mut self) -> Result<LossSums> {
         Network::take_sums(self)
     }
 
-    fn update(&mut self, options: &AdamWOptions, learning_rate: f64) -> ClipStats {
-        Network::update(self, options, learning_rate)
+    fn update(
+        &mut self,
+        options: &AdamWOptions,
+        learning_rate: f64,
+        loss_scale: f64,
+    ) -> Result<ClipStats> {
+        Network::update(self, options, learning_rate, loss_scale)
     }
 
     fn zero_gradients(&mut self) {

@@ -2,6 +2,7 @@
 //! the batch size nor on the order of rows.
 
 use super::any_network::AnyNetwork;
+use super::device::OpenDevice;
 use super::hooks::Hooks;
 use super::prepare::{largest_eval_batch, model_folder, open_data, open_network};
 use crate::config::Config;
@@ -19,6 +20,8 @@ use std::time::Instant;
 /// # Errors
 /// Those of opening the model and the data; `Data` when there is no row to evaluate on.
 pub fn evaluate_model(config: &Config, mut hooks: Hooks) -> Result<EvalReport> {
+    let device = OpenDevice::open(config, &mut hooks)?;
+    let needs = device.needs();
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
     let data = open_data(config, &spec, &mut hooks)?;
     let dataset = data
@@ -35,10 +38,11 @@ pub fn evaluate_model(config: &Config, mut hooks: Hooks) -> Result<EvalReport> {
         tokens,
         sequence_length: dataset.max_sequence_length(),
         stats: tokens,
-        head_rows: Workload::head_rows_for(spec.vocab_size, tokens),
-        workspace: 0,
+        head_rows: Workload::head_rows_for(spec.vocab_size, tokens, needs.precision),
+        precision: needs.precision,
+        workspace: needs.workspace,
     };
-    let mut network = open_network(config, spec, work, &mut hooks)?;
+    let mut network = open_network(config, device, spec, work, &mut hooks)?;
     evaluate_dataset(network.as_mut(), &dataset, rows, 0, &hooks)
 }
 
@@ -68,7 +72,7 @@ pub(super) fn evaluate_batches<T: std::borrow::Borrow<Batch>>(
     while let Some(batch) = next()? {
         network.forward_loss(batch.borrow())?;
         tokens += batch.borrow().tokens.len() as u64;
-        sums.add(network.take_sums());
+        sums.add(network.take_sums()?);
     }
     if sums.supervised == 0 {
         return Err(Error::new(

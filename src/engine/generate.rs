@@ -1,6 +1,7 @@
 //! Text from a model folder: greedy or sampled, so that a user can look at what was learnt.
 
 use super::any_network::AnyNetwork;
+use super::device::OpenDevice;
 use super::hooks::Hooks;
 use super::prepare::{model_folder, open_network};
 use crate::config::Config;
@@ -49,6 +50,8 @@ impl Generator {
     /// # Errors
     /// Those of opening the model.
     pub fn open(config: &Config, capacity: usize, mut hooks: Hooks) -> Result<Self> {
+        let device = OpenDevice::open(config, &mut hooks)?;
+        let needs = device.needs();
         let folder = model_folder(config)?;
         let spec = ModelSpec::from_dir(folder)?;
         let defaults = GenerationDefaults::from_dir(folder)?;
@@ -59,9 +62,10 @@ impl Generator {
             sequence_length: capacity,
             stats: 1,
             head_rows: 1,
-            workspace: 0,
+            precision: needs.precision,
+            workspace: needs.workspace,
         };
-        let network = open_network(config, spec, work, &mut hooks)?;
+        let network = open_network(config, device, spec, work, &mut hooks)?;
         let end_tokens = defaults.eos_token_ids.iter().map(|&id| id as i32).collect();
         Ok(Self {
             network,

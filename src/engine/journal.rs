@@ -76,6 +76,12 @@ pub fn log_row(report: &StepReport) -> Value {
     row.insert("mean_token_accuracy".into(), number(report.token_accuracy));
     row.insert("num_tokens".into(), report.total_tokens.into());
     row.insert("supervised_tokens".into(), report.supervised_tokens.into());
+    if let Some(scale) = report.loss_scale {
+        row.insert("loss_scale".into(), number(scale));
+    }
+    if report.loss_scale.is_some() || report.skipped_updates > 0 {
+        row.insert("skipped_updates".into(), report.skipped_updates.into());
+    }
     let rate = report.tokens as f64 / report.seconds.max(1e-9);
     row.insert(
         "tokens_per_second".into(),

@@ -2,6 +2,7 @@
 //! ABI, every binding and every test go through it.
 
 mod any_network;
+mod device;
 mod evaluate;
 mod generate;
 mod hooks;

@@ -2,8 +2,9 @@
 //! workload that the memory is planned for.
 
 use super::any_network::AnyNetwork;
+use super::device::{self, Needs, OpenDevice};
 use super::hooks::{Canceller, Hooks};
-use crate::config::{Config, Device, PackingStrategy, SamplingStrategy};
+use crate::config::{Config, PackingStrategy, SamplingStrategy};
 use crate::data::{
     ChatTemplate, DataOptions, DataReport, Dataset, Loader, LoaderOptions, Order, Packing,
     RowOptions, Split, Tokenizer, ValidationSize,
@@ -12,8 +13,6 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::io::WeightFiles;
 use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
 use crate::model::{ModelSpec, Overrides, ParamTable};
-use crate::ops::Cpu;
-use crate::train::Network;
 use std::path::{Path, PathBuf};
 
 /// The tokenizer of the model folder and its chat template, with the configuration's overrides.
@@ -66,9 +65,10 @@ pub fn plan(config: &Config) -> Result<MemoryPlan> {
 /// As [`plan`]; `Cancelled` when the canceller was triggered.
 pub fn plan_with(config: &Config, mut hooks: Hooks) -> Result<MemoryPlan> {
     config.validate()?;
+    let needs = device::needs(config, &mut hooks)?;
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
     let data = open_data(config, &spec, &mut hooks)?;
-    let work = training_workload(config, &spec, &data)?;
+    let work = training_workload(config, &spec, &data, needs)?;
     let table = ParamTable::new(&spec);
     Ok(NetworkLayout::new(&spec, &table, &work).plan)
 }
@@ -302,6 +302,7 @@ pub(super) fn training_workload(
     config: &Config,
     spec: &ModelSpec,
     data: &Data,
+    needs: Needs,
 ) -> Result<Workload> {
     let (mut tokens, mut sequence_length) = match &data.loader {
         Some(loader) => (
@@ -328,8 +329,9 @@ pub(super) fn training_workload(
         tokens,
         sequence_length,
         stats: accumulated.min(1 << 18).max(tokens),
-        head_rows: Workload::head_rows_for(spec.vocab_size, tokens),
-        workspace: 0,
+        head_rows: Workload::head_rows_for(spec.vocab_size, tokens, needs.precision),
+        precision: needs.precision,
+        workspace: needs.workspace,
     })
 }
 
@@ -342,9 +344,10 @@ pub(super) fn largest_eval_batch(dataset: &Dataset, rows: usize) -> usize {
         .unwrap_or(0)
 }
 
-/// Plans and allocates a network on the configured device and loads the model's weights.
+/// Plans and allocates a network on a device and loads the model's weights.
 pub(super) fn open_network(
     config: &Config,
+    device: OpenDevice,
     spec: ModelSpec,
     work: Workload,
     hooks: &mut Hooks,
@@ -352,20 +355,14 @@ pub(super) fn open_network(
     let folder = model_folder(config)?;
     let files = WeightFiles::open(folder)?;
     let table = ParamTable::new(&spec);
-    let backend = match config.device {
-        Device::Auto | Device::Cpu => Cpu::new(config.threads.unwrap_or(0))?,
-        Device::Cuda(_) => {
-            let message = format!("device: {} is not in this build; use `cpu`", config.device);
-            return Err(Error::new(ErrorKind::Device, message));
-        }
-    };
-    let mut network: Box<dyn AnyNetwork> = Box::new(Network::new(backend, spec, table, work)?);
+    let precision = work.precision;
+    let mut network = device.network(spec, table, work)?;
     network.load_weights(&mut |param, values| {
         hooks.canceller.check("loading the model")?;
         files.read_f32(&param.name, &param.shape, values)
     })?;
     hooks.info(format!(
-        "{}: {} parameters on {}",
+        "{}: {} parameters on {}, {precision}",
         folder.display(),
         network.table().num_parameters(),
         network.device()

@@ -4,10 +4,16 @@
 //! ```text
 //! 0 embed · 1…L blocks forward · L+1 LM head · L+2…2L+1 blocks backward (last first) · 2L+2 embed backward
 //! ```
+//!
+//! **Number formats.** What a matrix product reads is in the compute format of the workload
+//! (`precision`), and so is what it makes for another one. The residual stream, its gradient, and all
+//! that is accumulated or decides (parameter gradients, master weights, moments, norms' weights, biases,
+//! statistics) is float32. In half precision training keeps the master weights of all tensors and a
+//! rounded copy of the matrices, the operands; without an optimizer there is no master copy of them.
 
 use super::plan::{MemoryPlan, Planner, SegmentKind, TensorId};
 use crate::dtype::DType;
-use crate::model::{ModelSpec, ParamTable};
+use crate::model::{ModelSpec, ParamTable, Slot};
 use crate::ops::{ClipStats, Indices, Region, TokenStats};
 use std::ops::RangeInclusive;
 
@@ -42,33 +48,36 @@ pub struct Workload {
     pub stats: usize,
     /// Rows of logits that the LM head holds at a time.
     pub head_rows: usize,
+    /// Format of the matrix products' operands.
+    pub precision: DType,
     /// Bytes of scratch memory that the ops of the backend ask for.
     pub workspace: usize,
 }
 
 impl Workload {
-    /// Rows of logits that fill 48 MiB: enough for the matrix products to run at full speed, small
-    /// next to the activations.
-    pub fn head_rows_for(vocab_size: usize, tokens: usize) -> usize {
-        let rows = (48 << 20) / (4 * vocab_size.max(1));
+    /// Rows of logits in `precision` that fill 48 MiB: enough for the matrix products to run at full
+    /// speed, small next to the activations.
+    pub fn head_rows_for(vocab_size: usize, tokens: usize, precision: DType) -> usize {
+        let rows = (48 << 20) / (precision.size() * vocab_size.max(1));
         rows.clamp(64, 1024).min(tokens.max(1))
     }
 }
 
-/// What one block keeps. T tokens, H hidden, Q and K the widths of all query and key heads.
+/// What one block keeps. T tokens, H hidden, Q and K the widths of all query and key heads. Float32
+/// unless marked C, the compute format.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerRegions {
     /// The block's input, `(T, H)`.
     pub x: Region,
     /// `(T)`
     pub input_inv_rms: Region,
-    /// Before q/k norm, `(T, Q + 2K)`; empty without q/k norm.
+    /// Before q/k norm, `(T, Q + 2K)` C; empty without q/k norm.
     pub qkv_raw: Region,
     /// `(T, heads + kv_heads)`; empty without q/k norm.
     pub qk_inv_rms: Region,
-    /// Normed and rotated, `(T, Q + 2K)`.
+    /// Normed and rotated, `(T, Q + 2K)` C.
     pub qkv: Region,
-    /// `(T, Q)`
+    /// `(T, Q)` C
     pub attention: Region,
     /// `(heads, T)`
     pub lse: Region,
@@ -76,20 +85,26 @@ pub struct LayerRegions {
     pub x_mid: Region,
     /// `(T)`
     pub post_inv_rms: Region,
-    /// `(T, 2F)`
+    /// `(T, 2F)` C
     pub gate_up: Region,
-    /// Keys and values, `(capacity, 2K)`; empty unless generating.
+    /// Keys and values, `(capacity, 2K)` C; empty unless generating.
     pub kv_cache: Region,
 }
 
-/// Every region of a network.
+/// Every region of a network. Float32 unless marked C, the compute format.
 #[derive(Clone, Debug)]
 pub struct NetworkLayout {
     /// The plan that the regions come from.
     pub plan: MemoryPlan,
-    /// All parameters, in the layout of the parameter table.
+    /// Parameters in the layout of the parameter table, from element [`NetworkLayout::first_weight`]
+    /// on.
     pub weights: Region,
-    /// As weights; empty unless training. The next two as well.
+    /// What `weights` begins with: 0 for all parameters, or the table's `matrices_len` where the
+    /// matrices are only held as operands.
+    pub first_weight: usize,
+    /// The matrices `(matrices_len)` C; empty when C is float32.
+    pub operands: Region,
+    /// All parameters' gradients; empty unless training. The next two as well.
     pub gradients: Region,
     /// First moments.
     pub m: Region,
@@ -113,37 +128,39 @@ pub struct NetworkLayout {
     pub layers: Vec<LayerRegions>,
     /// The last block's output, `(T, H)`.
     pub x_final: Region,
-    /// Output of a norm, `(T, H)`.
+    /// Output of a norm, `(T, H)` C.
     pub normed: Region,
-    /// Output of SwiGLU, `(T, F)`.
+    /// Output of SwiGLU, `(T, F)` C.
     pub act: Region,
     /// Gathered rows before the final norm, `(S, H)`.
     pub head_x: Region,
-    /// After it, `(S, H)`.
+    /// After it, `(S, H)` C.
     pub head_normed: Region,
     /// `(S)`
     pub head_inv_rms: Region,
-    /// `(head_rows, V)`
+    /// `(head_rows, V)` C
     pub logits: Region,
     /// `(stats, 3)`
     pub stats: Region,
     /// `(3)`
     pub clip: Region,
-    /// Gradient of head_normed, `(S, H)`.
+    /// Gradient of head_normed, `(S, H)` C.
     pub dhead_normed: Region,
     /// Gradient of head_x, `(S, H)`.
     pub dhead_x: Region,
     /// The residual stream's gradient, `(T, H)`.
     pub dx: Region,
-    /// `(T, H)`
+    /// The same for the output projections' backward, `(T, H)` C; `dx` itself when C is float32.
+    pub dx_operand: Region,
+    /// `(T, H)` C
     pub dnormed: Region,
-    /// `(T, Q + 2K)`
+    /// `(T, Q + 2K)` C
     pub dqkv: Region,
-    /// `(T, Q)`
+    /// `(T, Q)` C
     pub dattention: Region,
-    /// `(T, 2F)`
+    /// `(T, 2F)` C
     pub dgate_up: Region,
-    /// `(T, F)`
+    /// `(T, F)` C
     pub dact: Region,
     /// Scratch of the backend's ops.
     pub workspace: Region,
@@ -164,8 +181,18 @@ impl NetworkLayout {
         use SegmentKind::*;
 
         let always = 0..=phases.last();
+        let c = work.precision;
+        let half = c != DType::F32;
         let trained = if training { table.len } else { 0 };
-        let weights = p.f32("weights", Weights, table.len, always.clone());
+        let first_weight = if half && !training {
+            table.matrices_len
+        } else {
+            0
+        };
+        let held = table.len - first_weight;
+        let weights = p.f32("weights", Weights, held, always.clone());
+        let rounded = if half { table.matrices_len } else { 0 };
+        let operands = p.of(c, "operands", Weights, rounded, always.clone());
         let gradients = p.f32("gradients", Gradients, trained, always.clone());
         let m = p.f32("adam.m", Optimizer, trained, always.clone());
         let v = p.f32("adam.v", Optimizer, trained, always.clone());
@@ -191,19 +218,20 @@ impl NetworkLayout {
         let raw = if spec.qk_norm { tokens } else { 0 };
         // A block's tensors: its own when the backward needs them, else one set for all blocks.
         let block = |p: &mut Requests, name: &str, life: RangeInclusive<usize>| {
-            let mut t = |part: &str, len: usize| {
-                p.f32(format!("{name}.{part}"), Activations, len, life.clone())
+            let mut t = |part: &str, dtype: DType, len: usize| {
+                let name = format!("{name}.{part}");
+                p.of(dtype, name, Activations, len, life.clone())
             };
-            LayerIds {
-                input_inv_rms: t("input_inv_rms", tokens),
-                qkv_raw: t("qkv_raw", raw * qkv),
-                qk_inv_rms: t("qk_inv_rms", raw * normed_heads),
-                qkv: t("qkv", tokens * qkv),
-                attention: t("attention", tokens * q),
-                lse: t("lse", tokens * spec.num_heads),
-                x_mid: t("x_mid", tokens * h),
-                post_inv_rms: t("post_inv_rms", tokens),
-                gate_up: t("gate_up", tokens * 2 * f),
+            LayerTensors {
+                input_inv_rms: t("input_inv_rms", DType::F32, tokens),
+                qkv_raw: t("qkv_raw", c, raw * qkv),
+                qk_inv_rms: t("qk_inv_rms", DType::F32, raw * normed_heads),
+                qkv: t("qkv", c, tokens * qkv),
+                attention: t("attention", c, tokens * q),
+                lse: t("lse", DType::F32, tokens * spec.num_heads),
+                x_mid: t("x_mid", DType::F32, tokens * h),
+                post_inv_rms: t("post_inv_rms", DType::F32, tokens),
+                gate_up: t("gate_up", c, tokens * 2 * f),
             }
         };
         let shared = (!keeps_all).then(|| block(&mut p, "block", 1..=phases.last()));
@@ -224,7 +252,8 @@ impl NetworkLayout {
                 )
             });
             let cache_len = capacity * 2 * spec.kv_size();
-            let cache = p.f32(
+            let cache = p.of(
+                c,
                 format!("layers.{i}.kv_cache"),
                 KvCache,
                 cache_len,
@@ -234,12 +263,13 @@ impl NetworkLayout {
         }
         let head = phases.head();
         let x_final = p.f32("x_final", Activations, tokens * h, head - 1..=head);
-        let normed = p.f32("normed", Scratch, tokens * h, 1..=phases.last());
-        let act = p.f32("act", Scratch, tokens * f, 1..=phases.last());
+        let normed = p.of(c, "normed", Scratch, tokens * h, 1..=phases.last());
+        let act = p.of(c, "act", Scratch, tokens * f, 1..=phases.last());
         let head_x = p.f32("head.x", Scratch, tokens * h, head..=head);
-        let head_normed = p.f32("head.normed", Scratch, tokens * h, head..=head);
+        let head_normed = p.of(c, "head.normed", Scratch, tokens * h, head..=head);
         let head_inv_rms = p.f32("head.inv_rms", Scratch, tokens, head..=head);
-        let logits = p.f32(
+        let logits = p.of(
+            c,
             "head.logits",
             Scratch,
             work.head_rows * spec.vocab_size,
@@ -248,26 +278,30 @@ impl NetworkLayout {
 
         let back = if training { tokens } else { 0 };
         let after = head + 1..=phases.last();
-        let dhead_normed = p.f32("head.dnormed", Scratch, back * h, head..=head);
+        let dhead_normed = p.of(c, "head.dnormed", Scratch, back * h, head..=head);
         let dhead_x = p.f32("head.dx", Scratch, back * h, head..=head);
         let dx = p.f32("dx", Scratch, back * h, head..=phases.last());
-        let dnormed = p.f32("dnormed", Scratch, back * h, after.clone());
-        let dqkv = p.f32("dqkv", Scratch, back * qkv, after.clone());
-        let dattention = p.f32("dattention", Scratch, back * q, after.clone());
-        let dgate_up = p.f32("dgate_up", Scratch, back * 2 * f, after.clone());
-        let dact = p.f32("dact", Scratch, back * f, after);
+        let rounded = if half { back * h } else { 0 };
+        let dx_operand = p.of(c, "dx.operand", Scratch, rounded, after.clone());
+        let dnormed = p.of(c, "dnormed", Scratch, back * h, after.clone());
+        let dqkv = p.of(c, "dqkv", Scratch, back * qkv, after.clone());
+        let dattention = p.of(c, "dattention", Scratch, back * q, after.clone());
+        let dgate_up = p.of(c, "dgate_up", Scratch, back * 2 * f, after.clone());
+        let dact = p.of(c, "dact", Scratch, back * f, after);
 
         let workspace = p.f32("workspace", Scratch, work.workspace / 4, always);
 
         let placed = p.solve();
-        let (f32, i32) = (|id| placed.f32(id), |id| placed.i32(id));
+        let (at, i32) = (|tensor| placed.region(tensor), |id| placed.i32(id));
         Self {
-            weights: f32(weights),
-            gradients: f32(gradients),
-            m: f32(m),
-            v: f32(v),
-            rope_cos: f32(rope_cos),
-            rope_sin: f32(rope_sin),
+            weights: at(weights),
+            first_weight,
+            operands: at(operands),
+            gradients: at(gradients),
+            m: at(m),
+            v: at(v),
+            rope_cos: at(rope_cos),
+            rope_sin: at(rope_sin),
             ids: i32(ids),
             positions: i32(positions),
             seq_starts: i32(seq_starts),
@@ -276,39 +310,60 @@ impl NetworkLayout {
             layers: layer_ids
                 .iter()
                 .map(|&(x, ids, cache)| LayerRegions {
-                    x: f32(x),
-                    input_inv_rms: f32(ids.input_inv_rms),
-                    qkv_raw: f32(ids.qkv_raw),
-                    qk_inv_rms: f32(ids.qk_inv_rms),
-                    qkv: f32(ids.qkv),
-                    attention: f32(ids.attention),
-                    lse: f32(ids.lse),
-                    x_mid: f32(ids.x_mid),
-                    post_inv_rms: f32(ids.post_inv_rms),
-                    gate_up: f32(ids.gate_up),
-                    kv_cache: f32(cache),
+                    x: at(x),
+                    input_inv_rms: at(ids.input_inv_rms),
+                    qkv_raw: at(ids.qkv_raw),
+                    qk_inv_rms: at(ids.qk_inv_rms),
+                    qkv: at(ids.qkv),
+                    attention: at(ids.attention),
+                    lse: at(ids.lse),
+                    x_mid: at(ids.x_mid),
+                    post_inv_rms: at(ids.post_inv_rms),
+                    gate_up: at(ids.gate_up),
+                    kv_cache: at(cache),
                 })
                 .collect(),
-            x_final: f32(x_final),
-            normed: f32(normed),
-            act: f32(act),
-            head_x: f32(head_x),
-            head_normed: f32(head_normed),
-            head_inv_rms: f32(head_inv_rms),
-            logits: f32(logits),
-            stats: f32(stats),
-            clip: f32(clip),
-            dhead_normed: f32(dhead_normed),
-            dhead_x: f32(dhead_x),
-            dx: f32(dx),
-            dnormed: f32(dnormed),
-            dqkv: f32(dqkv),
-            dattention: f32(dattention),
-            dgate_up: f32(dgate_up),
-            dact: f32(dact),
-            workspace: f32(workspace),
+            x_final: at(x_final),
+            normed: at(normed),
+            act: at(act),
+            head_x: at(head_x),
+            head_normed: at(head_normed),
+            head_inv_rms: at(head_inv_rms),
+            logits: at(logits),
+            stats: at(stats),
+            clip: at(clip),
+            dhead_normed: at(dhead_normed),
+            dhead_x: at(dhead_x),
+            dx: at(dx),
+            dx_operand: at(if half { dx_operand } else { dx }),
+            dnormed: at(dnormed),
+            dqkv: at(dqkv),
+            dattention: at(dattention),
+            dgate_up: at(dgate_up),
+            dact: at(dact),
+            workspace: at(workspace),
             plan: placed.plan,
         }
+    }
+    /// Where a matrix product or a norm reads a parameter: matrices in the compute format.
+    pub fn weight(&self, slot: Slot) -> Region {
+        match slot.offset < self.operands.len {
+            true => self.operands.slice(slot.offset, slot.len),
+            false => self
+                .weights
+                .slice(slot.offset - self.first_weight, slot.len),
+        }
+    }
+
+    /// The float32 numbers of a parameter, where they are held.
+    pub fn master(&self, slot: Slot) -> Option<Region> {
+        let start = slot.offset.checked_sub(self.first_weight)?;
+        Some(self.weights.slice(start, slot.len))
+    }
+
+    /// Where the gradient of a parameter is accumulated.
+    pub fn gradient(&self, slot: Slot) -> Region {
+        self.gradients.slice(slot.offset, slot.len)
     }
 }
 
@@ -346,16 +401,24 @@ impl Phases {
 }
 
 #[derive(Clone, Copy)]
-struct LayerIds {
-    input_inv_rms: (TensorId, usize),
-    qkv_raw: (TensorId, usize),
-    qk_inv_rms: (TensorId, usize),
-    qkv: (TensorId, usize),
-    attention: (TensorId, usize),
-    lse: (TensorId, usize),
-    x_mid: (TensorId, usize),
-    post_inv_rms: (TensorId, usize),
-    gate_up: (TensorId, usize),
+struct LayerTensors {
+    input_inv_rms: Tensor,
+    qkv_raw: Tensor,
+    qk_inv_rms: Tensor,
+    qkv: Tensor,
+    attention: Tensor,
+    lse: Tensor,
+    x_mid: Tensor,
+    post_inv_rms: Tensor,
+    gate_up: Tensor,
+}
+
+/// A requested tensor.
+#[derive(Clone, Copy)]
+struct Tensor {
+    id: TensorId,
+    len: usize,
+    dtype: DType,
 }
 
 /// The planner, counting in elements.
@@ -369,24 +432,32 @@ struct Placed {
 }
 
 impl Requests {
+    fn of(
+        &mut self,
+        dtype: DType,
+        name: impl Into<String>,
+        kind: SegmentKind,
+        len: usize,
+        life: RangeInclusive<usize>,
+    ) -> Tensor {
+        let id = self.planner.tensor(name, kind, len * dtype.size(), life);
+        Tensor { id, len, dtype }
+    }
+
     fn f32(
         &mut self,
         name: impl Into<String>,
         kind: SegmentKind,
         len: usize,
         life: RangeInclusive<usize>,
-    ) -> (TensorId, usize) {
-        (
-            self.planner
-                .tensor(name, kind, len * DType::F32.size(), life),
-            len,
-        )
+    ) -> Tensor {
+        self.of(DType::F32, name, kind, len, life)
     }
 
     fn i32(&mut self, name: &str, len: usize, life: RangeInclusive<usize>) -> (TensorId, usize) {
+        let bytes = len * size_of::<i32>();
         (
-            self.planner
-                .tensor(name, SegmentKind::Batch, len * size_of::<i32>(), life),
+            self.planner.tensor(name, SegmentKind::Batch, bytes, life),
             len,
         )
     }
@@ -399,11 +470,11 @@ impl Requests {
 }
 
 impl Placed {
-    fn f32(&self, (id, len): (TensorId, usize)) -> Region {
+    fn region(&self, tensor: Tensor) -> Region {
         Region {
-            offset: self.plan.segment(id).offset,
-            len,
-            dtype: DType::F32,
+            offset: self.plan.segment(tensor.id).offset,
+            len: tensor.len,
+            dtype: tensor.dtype,
         }
     }
 

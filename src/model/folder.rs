@@ -65,13 +65,11 @@ pub fn load_weights(
         ));
     }
     let files = WeightFiles::open(dir)?;
-    let mut end = 0;
+    weights.fill(0.0);
     for param in &table.params {
-        weights[end..param.offset].fill(0.0);
-        end = param.offset + param.len();
-        files.read_f32(&param.name, &param.shape, &mut weights[param.offset..end])?;
+        let to = &mut weights[param.offset..][..param.len()];
+        files.read_f32(&param.name, &param.shape, to)?;
     }
-    weights[end..].fill(0.0);
     let known: std::collections::HashSet<&str> =
         table.params.iter().map(|p| p.name.as_str()).collect();
     Ok(files

@@ -1,8 +1,10 @@
 //! The parameter table: one list of all tensors of a model with their Hugging Face names, shapes and
 //! facts, laid out in one flat space. Weights, gradients and optimizer state share that layout.
 //!
-//! Tensors that one matrix product reads together (q, k, v; gate, up) stand next to each other, so
-//! that the fused matrix is a slice and nothing is ever fused or split on disk.
+//! All matrices come first, then all vectors (norms and biases): with half-precision operands only the
+//! matrices have a rounded copy, and that is then one range. Tensors that one matrix product reads
+//! together (q, k, v; gate, up) stand next to each other, so that the fused matrix is a slice and
+//! nothing is ever fused or split on disk.
 
 use super::spec::ModelSpec;
 
@@ -78,7 +80,7 @@ pub struct LayerSlots {
 /// All tensors of a model and where they lie.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamTable {
-    /// In layout order.
+    /// From the embedding to the head, as the model reads them; the order of offsets is another one.
     pub params: Vec<Param>,
     /// `(V, H)`
     pub embed_tokens: Slot,
@@ -90,13 +92,24 @@ pub struct ParamTable {
     pub lm_head: Slot,
     /// Elements of the flat space, alignment gaps included.
     pub len: usize,
+    /// Elements of its first part, which holds all matrices; the rest holds all vectors.
+    pub matrices_len: usize,
 }
 
 impl ParamTable {
     /// Lays out the tensors of `spec` under their Hugging Face names. The families that this library
     /// supports (Llama, Qwen2, Qwen3, Mistral) share these names.
     pub fn new(spec: &ModelSpec) -> Self {
-        let mut layout = Layout::default();
+        // Where the vectors start is known once the matrices are placed.
+        Self::lay_out(spec, Self::lay_out(spec, 0).matrices_len)
+    }
+
+    fn lay_out(spec: &ModelSpec, vectors: usize) -> Self {
+        let mut layout = Layout {
+            params: Vec::new(),
+            matrices_end: 0,
+            vectors_end: vectors,
+        };
         let (h, f, d) = (spec.hidden_size, spec.intermediate_size, spec.head_dim);
         let (q, kv) = (spec.q_size(), spec.kv_size());
         let embed_tokens = layout.tensor("model.embed_tokens.weight", &[spec.vocab_size, h]);
@@ -158,7 +171,8 @@ impl ParamTable {
             layers,
             norm,
             lm_head,
-            len: layout.len.next_multiple_of(ALIGNMENT),
+            len: layout.vectors_end.next_multiple_of(ALIGNMENT),
+            matrices_len: layout.matrices_end.next_multiple_of(ALIGNMENT),
         }
     }
 
@@ -168,10 +182,10 @@ impl ParamTable {
     }
 }
 
-#[derive(Default)]
 struct Layout {
     params: Vec<Param>,
-    len: usize,
+    matrices_end: usize,
+    vectors_end: usize,
 }
 
 impl Layout {
@@ -179,23 +193,27 @@ impl Layout {
         self.group(&[(name.into(), shape)])
     }
 
-    /// Tensors end to end, the first one aligned.
+    /// Matrices or vectors end to end, the first one aligned.
     fn group(&mut self, tensors: &[(String, &[usize])]) -> Slot {
-        self.len = self.len.next_multiple_of(ALIGNMENT);
-        let offset = self.len;
+        let end = match tensors {
+            [(_, [_]), ..] => &mut self.vectors_end,
+            _ => &mut self.matrices_end,
+        };
+        *end = end.next_multiple_of(ALIGNMENT);
+        let offset = *end;
         for (name, shape) in tensors {
             self.params.push(Param {
                 name: name.clone(),
                 shape: shape.to_vec(),
-                offset: self.len,
+                offset: *end,
                 decay: decays(name),
                 trainable: true,
             });
-            self.len += shape.iter().product::<usize>();
+            *end += shape.iter().product::<usize>();
         }
         Slot {
             offset,
-            len: self.len - offset,
+            len: *end - offset,
         }
     }
 }

@@ -29,7 +29,8 @@ pub struct Observation<'a> {
 pub struct TrainMetrics {
     /// Token-weighted loss, in nats.
     pub loss: f64,
-    /// L2 norm of the gradient before clipping, if it was computed.
+    /// L2 norm of the gradient before clipping, if it is known: an overflow that the loss scale of
+    /// float16 caused ([`StepReport::overflowed`]) hides it.
     pub grad_norm: Option<f64>,
     /// Fraction of the supervised tokens that the model would have chosen itself.
     pub token_accuracy: Option<f64>,
@@ -50,7 +51,7 @@ impl From<&StepReport> for TrainMetrics {
     fn from(report: &StepReport) -> Self {
         Self {
             loss: report.loss,
-            grad_norm: Some(report.grad_norm),
+            grad_norm: (!report.overflowed()).then_some(report.grad_norm),
             token_accuracy: Some(report.token_accuracy),
             supervised_tokens: report.supervised_tokens,
         }

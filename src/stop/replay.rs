@@ -4,7 +4,8 @@
 //! `step` and numbers under their names. `loss` is the training loss of an update,
 //! `mean_token_accuracy` its accuracy; `eval_loss` and other metrics are what they say. `epoch`,
 //! `num_tokens` and `elapsed_seconds` (of the run so far) feed the budgets; a limit whose number the
-//! log lacks is never used up. Non-finite numbers may be the strings `nan`, `inf`, `-inf` or the bare
+//! log lacks is never used up. A `loss_scale` above 1 beside a `grad_norm` that is not finite says
+//! that float16 overflowed: the norm is then left out. Non-finite numbers may be the strings `nan`, `inf`, `-inf` or the bare
 //! words that Python writes.
 
 use super::config::{Budget, StopConfig};
@@ -13,7 +14,7 @@ use super::metric::Metric;
 use super::observation::Observation;
 use crate::error::ResultExt;
 use crate::number::{Number, parse_non_finite};
-use crate::report::StopReason;
+use crate::report::{MIN_LOSS_SCALE, StopReason};
 use crate::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
@@ -205,6 +206,7 @@ fn read_row(object: &Map<String, Value>) -> Result<Option<Row>> {
             _ => {}
         }
     }
+    drop_overflow(object, &mut row);
     if row.metrics.is_empty() {
         return Ok(None);
     }
@@ -217,6 +219,17 @@ fn read_row(object: &Map<String, Value>) -> Result<Option<Row>> {
         ))
     })?;
     Ok(Some(row))
+}
+
+/// Takes out a gradient norm that overflowed at a loss scale that could still fall: the run's own rules
+/// did not see it either.
+fn drop_overflow(object: &Map<String, Value>, row: &mut Row) {
+    let scale = object.get("loss_scale").and_then(Value::as_f64);
+    if scale.is_some_and(|scale| scale > MIN_LOSS_SCALE) {
+        let norm = Metric::GradNorm.name();
+        row.metrics
+            .retain(|(name, value)| name != norm || value.is_finite());
+    }
 }
 
 /// Puts quotes around the bare words `NaN`, `Infinity`, `inf` and the like outside of strings.

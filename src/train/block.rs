@@ -6,8 +6,8 @@
 //! out   = x_mid + down_proj(swiglu(gate_up_proj(rms_norm(x_mid))))
 //! ```
 //!
-//! The gradient of the residual stream lives in one buffer, `dx`: each half of the block adds its
-//! share to what came from above.
+//! The gradient of the residual stream lives in one float32 buffer, `dx`: each half of the block adds
+//! its share to what came from above. The output projections read it in the compute format.
 
 use crate::memory::{LayerRegions, NetworkLayout};
 use crate::model::{LayerSlots, ModelSpec, ParamTable, Slot};
@@ -147,8 +147,9 @@ impl<'a> Block<'a> {
         let dnormed = l.dnormed.first(t * self.spec.hidden_size);
 
         // out = x_mid + down_proj(act)
+        let dout = self.dx_operand(b, dx);
         let dact = l.dact.first(t * self.spec.intermediate_size);
-        b.linear_backward_input(self.down(), dx, self.w(s.down_proj), dact);
+        b.linear_backward_input(self.down(), dout, self.w(s.down_proj), dact);
         // act = swiglu(gate_up)
         let dgate_up = l.dgate_up.first(t * 2 * self.spec.intermediate_size);
         b.swiglu_backward(
@@ -159,7 +160,7 @@ impl<'a> Block<'a> {
             self.spec.intermediate_size,
         );
         let (dweight, dbias) = (self.dw(s.down_proj), s.down_bias.map(|s| self.dw(s)));
-        b.linear_backward_weight(self.down(), dx, self.act(), dweight, dbias);
+        b.linear_backward_weight(self.down(), dout, self.act(), dweight, dbias);
         // gate_up = gate_up_proj(rms_norm(x_mid))
         let weight = self.w(s.post_attention_norm);
         b.rms_norm_forward(r.x_mid, weight, self.normed(), r.post_inv_rms, self.eps());
@@ -170,10 +171,11 @@ impl<'a> Block<'a> {
         b.rms_norm_backward(r.x_mid, weight, r.post_inv_rms, dnormed, dx, dweight);
 
         // x_mid = x + o_proj(attention)
+        let dout = self.dx_operand(b, dx);
         let dattention = l.dattention.first(t * self.spec.q_size());
-        b.linear_backward_input(self.o(), dx, self.w(s.o_proj), dattention);
+        b.linear_backward_input(self.o(), dout, self.w(s.o_proj), dattention);
         let (dweight, dbias) = (self.dw(s.o_proj), s.o_bias.map(|s| self.dw(s)));
-        b.linear_backward_weight(self.o(), dx, r.attention, dweight, dbias);
+        b.linear_backward_weight(self.o(), dout, r.attention, dweight, dbias);
         // attention(rope(qk_norm(qkv)))
         let dqkv = l.dqkv.first(t * self.spec.qkv_size());
         let starts = self.seq_starts();
@@ -202,12 +204,21 @@ impl<'a> Block<'a> {
         b.rms_norm_backward(r.x, weight, r.input_inv_rms, dnormed, dx, dweight);
     }
 
+    /// The residual stream's gradient as a matrix product reads it.
+    fn dx_operand<B: Backend>(&self, b: &mut B, dx: Region) -> Region {
+        let operand = self.layout.dx_operand.first(dx.len);
+        if operand != dx {
+            b.cast(dx, operand);
+        }
+        operand
+    }
+
     fn w(&self, slot: Slot) -> Region {
-        self.layout.weights.slice(slot.offset, slot.len)
+        self.layout.weight(slot)
     }
 
     fn dw(&self, slot: Slot) -> Region {
-        self.layout.gradients.slice(slot.offset, slot.len)
+        self.layout.gradient(slot)
     }
 
     fn eps(&self) -> f32 {

@@ -12,7 +12,7 @@ impl<B: Backend> Network<B> {
     /// Reads the prompt and returns the logits `(V)` of the token after it.
     ///
     /// # Errors
-    /// `Batch` for an empty prompt, one longer than planned, or ids outside the vocabulary.
+    /// `Batch` for an empty prompt, one longer than planned, or ids outside the vocabulary; `Device`.
     pub fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>> {
         if prompt.is_empty() {
             return Err(Error::new(ErrorKind::Batch, "the prompt has no tokens"));
@@ -21,13 +21,14 @@ impl<B: Backend> Network<B> {
         batch.push(prompt, prompt);
         let up = self.upload(&batch)?;
         self.run_blocks(up, |block, backend, out| block.prefill(backend, out));
-        Ok(self.last_logits(up))
+        self.last_logits(up)
     }
 
     /// Reads one more token at `position` and returns the logits `(V)` of the next.
     ///
     /// # Errors
-    /// `Batch` when the position does not fit in the cache or the id is outside the vocabulary.
+    /// `Batch` when the position does not fit in the cache or the id is outside the vocabulary;
+    /// `Device`.
     pub fn decode(&mut self, token: i32, position: usize) -> Result<Vec<f32>> {
         let capacity = match self.work.purpose {
             Purpose::Generate { capacity } => capacity,
@@ -50,14 +51,14 @@ impl<B: Backend> Network<B> {
         self.run_blocks(up, |block, backend, out| {
             block.decode(backend, position, out)
         });
-        Ok(self.last_logits(up))
+        self.last_logits(up)
     }
 
     /// Logits of the last position.
-    fn last_logits(&mut self, up: Uploaded) -> Vec<f32> {
+    fn last_logits(&mut self, up: Uploaded) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
         let last = up.tokens as i32 - 1;
-        self.head_logits(up, &[last], &mut |_, row| logits.extend_from_slice(row));
-        logits
+        self.head_logits(up, &[last], &mut |_, row| logits.extend_from_slice(row))?;
+        Ok(logits)
     }
 }

@@ -3,6 +3,7 @@
 
 use super::block::Uploaded;
 use super::network::Network;
+use crate::error::Result;
 use crate::ops::{Backend, LinearShape, Region};
 use std::ops::Range;
 
@@ -58,7 +59,7 @@ impl<B: Backend> Network<B> {
         up: Uploaded,
         positions: &[i32],
         each: &mut impl FnMut(usize, &[f32]),
-    ) {
+    ) -> Result<()> {
         self.backend
             .upload_indices(self.layout.rows.first(positions.len()), positions);
         let up = Uploaded {
@@ -71,8 +72,10 @@ impl<B: Backend> Network<B> {
             let (_, logits, _) = self.head_project(&rows);
             host.resize(logits.len, 0.0);
             self.backend.download(logits, &mut host);
+            self.backend.status()?;
             each(rows.start, &host);
         }
+        Ok(())
     }
 
     /// Gathers the supervised rows of `x_final` and norms them.

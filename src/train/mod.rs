@@ -4,8 +4,10 @@
 mod block;
 mod decode;
 mod head;
+mod loss_scale;
 mod network;
 mod optimizer;
 
+pub use loss_scale::LossScale;
 pub use network::{LossSums, Network};
 pub use optimizer::AdamWOptions;

@@ -1,6 +1,7 @@
 //! The whole network: embed → blocks → LM head with its loss, and back.
 
 use super::block::{Block, Uploaded};
+use super::optimizer::{UpdateGroup, update_groups};
 use crate::data::{Batch, IGNORE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
@@ -37,6 +38,8 @@ pub struct Network<B> {
     pub(super) table: ParamTable,
     pub(super) layout: NetworkLayout,
     pub(super) work: Workload,
+    /// What the optimizer updates, a launch each.
+    pub(super) groups: Vec<UpdateGroup>,
     /// Optimizer updates that took effect.
     pub(super) updates: u64,
     /// Positions whose statistics are on the device and not yet in `sums`.
@@ -67,12 +70,14 @@ impl<B: Backend> Network<B> {
         let (cos, sin) = spec.rope.table(positions);
         backend.upload(layout.rope_cos, &cos);
         backend.upload(layout.rope_sin, &sin);
+        let groups = update_groups(&table);
         Ok(Self {
             backend,
             spec,
             table,
             layout,
             work,
+            groups,
             updates: 0,
             pending_stats: 0,
             sums: LossSums::default(),
@@ -105,8 +110,20 @@ impl<B: Backend> Network<B> {
         self.backend.describe()
     }
 
+    /// Whether the device carried out everything so far. Once it failed it stays failed, and every
+    /// call that brings numbers to the host says so.
+    ///
+    /// # Errors
+    /// `Device` with what the driver said.
+    pub fn status(&self) -> Result<()> {
+        self.backend.status()
+    }
+
     /// Fills the weights, one tensor at a time, from a reader that gets each tensor's entry and its
-    /// numbers to write.
+    /// numbers to write. In half precision the matrix products read them rounded.
+    ///
+    /// # Errors
+    /// Those of `read`, and `Device`.
     pub fn load_weights(
         &mut self,
         mut read: impl FnMut(&Param, &mut [f32]) -> Result<()>,
@@ -115,27 +132,46 @@ impl<B: Backend> Network<B> {
         for param in &self.table.params {
             values.resize(param.len(), 0.0); // the reader writes every element
             read(param, &mut values)?;
-            self.backend
-                .upload(param_region(self.layout.weights, param), &values);
+            let (slot, operand) = (slot_of(param), self.layout.weight(slot_of(param)));
+            match self.layout.master(slot) {
+                Some(master) => {
+                    self.backend.upload(master, &values);
+                    if master != operand {
+                        self.backend.cast(master, operand);
+                    }
+                }
+                None => self.backend.upload(operand, &values),
+            }
         }
-        Ok(())
+        self.backend.status()
     }
 
-    /// Copies elements of one tensor's weights, from `start` on, to the host.
-    pub fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) {
-        let tensor = param_region(self.layout.weights, param);
+    /// Copies elements of one tensor's weights, from `start` on, to the host: of the float32 master
+    /// where there is one.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) -> Result<()> {
+        let slot = slot_of(param);
+        let master = self.layout.master(slot);
+        let tensor = master.unwrap_or_else(|| self.layout.weight(slot));
         self.backend.download(tensor.slice(start, to.len()), to);
+        self.backend.status()
     }
 
-    /// Copies one tensor's accumulated gradient to the host.
-    pub fn read_gradient(&mut self, param: &Param, to: &mut [f32]) {
+    /// Copies one tensor's accumulated gradient, times the loss scale, to the host.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn read_gradient(&mut self, param: &Param, to: &mut [f32]) -> Result<()> {
         self.backend
-            .download(param_region(self.layout.gradients, param), to);
+            .download(self.layout.gradient(slot_of(param)), to);
+        self.backend.status()
     }
 
     /// Forward and backward of one micro-batch. Gradients of `scale · Σ −log p` are added to the
-    /// accumulated ones; `scale` is one over the supervised tokens of the whole update. The loss
-    /// itself is found by [`Network::take_sums`].
+    /// accumulated ones; `scale` is one over the supervised tokens of the whole update, times the loss
+    /// scale. The loss itself, without scale, is found by [`Network::take_sums`].
     ///
     /// # Errors
     /// `Batch` when the micro-batch is malformed or larger than planned.
@@ -184,18 +220,24 @@ impl<B: Backend> Network<B> {
 
     /// The logits `(tokens, V)` of every position of a batch, as many rows at a time as the head
     /// holds: `each(first_row, rows)`.
+    ///
+    /// # Errors
+    /// As [`Network::forward_backward`], and `Device`.
     pub fn logits(&mut self, batch: &Batch, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         let up = self.upload(batch)?;
         self.forward_blocks(up);
         let all: Vec<i32> = (0..up.tokens as i32).collect();
-        self.head_logits(up, &all, &mut each);
-        Ok(())
+        self.head_logits(up, &all, &mut each)
     }
 
     /// The sums since the last call, after everything on the device is done.
-    pub fn take_sums(&mut self) -> LossSums {
+    ///
+    /// # Errors
+    /// `Device`, also for earlier work that failed.
+    pub fn take_sums(&mut self) -> Result<LossSums> {
         self.flush_stats();
-        std::mem::take(&mut self.sums)
+        self.backend.status()?;
+        Ok(std::mem::take(&mut self.sums))
     }
 
     /// Copies the pending statistics to the host and adds them up, in float64 and in order.
@@ -295,14 +337,17 @@ impl<B: Backend> Network<B> {
     }
 
     pub(super) fn weight(&self, slot: Slot) -> Region {
-        self.layout.weights.slice(slot.offset, slot.len)
+        self.layout.weight(slot)
     }
 
     pub(super) fn gradient(&self, slot: Slot) -> Region {
-        self.layout.gradients.slice(slot.offset, slot.len)
+        self.layout.gradient(slot)
     }
 }
 
-fn param_region(all: Region, param: &Param) -> Region {
-    all.slice(param.offset, param.len())
+fn slot_of(param: &Param) -> Slot {
+    Slot {
+        offset: param.offset,
+        len: param.len(),
+    }
 }

@@ -195,6 +195,8 @@ mod tests {
             seconds: 0.5,
             eval: None,
             stop_reason: None,
+            loss_scale: None,
+            skipped_updates: 0,
         }
     }
 

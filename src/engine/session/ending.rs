@@ -15,8 +15,10 @@ pub(super) struct BestWeights {
 }
 
 impl Session {
-    /// Takes in a cancel request and finishes the run once a verdict is there.
+    /// Takes in a cancel request and finishes the run once a verdict is there. A device that failed has
+    /// ended the run for good: every later call says so.
     pub(super) fn check_ended(&mut self) -> Result<bool> {
+        self.network.status()?;
         if self.hooks.canceller.is_cancelled() {
             self.stop.request(StopReason::Cancelled, self.step);
         }
@@ -37,7 +39,7 @@ impl Session {
         best.step = self.step;
         for param in &table.params {
             let to = &mut best.values[param.offset..param.offset + param.len()];
-            self.network.read_weight(param, 0, to);
+            self.network.read_weight(param, 0, to)?;
         }
         Ok(())
     }
@@ -69,6 +71,7 @@ impl Session {
         // First what no full disk can stop: whoever exports next must get these weights.
         if let Some(best) = &self.best_weights {
             let values = &best.values;
+            // The operands of half precision are rounded anew on the way.
             self.network.load_weights(&mut |param, to| {
                 to.copy_from_slice(&values[param.offset..param.offset + param.len()]);
                 Ok(())
@@ -98,10 +101,7 @@ impl Session {
             &spec,
             &table,
             &self.saving,
-            |param, start, chunk| {
-                network.read_weight(param, start, chunk);
-                Ok(())
-            },
+            |param, start, chunk| network.read_weight(param, start, chunk),
         )
     }
 }

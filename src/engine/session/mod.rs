@@ -6,6 +6,7 @@ mod ending;
 mod update;
 
 use super::any_network::AnyNetwork;
+use super::device::OpenDevice;
 use super::evaluate::evaluate_batches;
 use super::hooks::Hooks;
 use super::journal::Journal;
@@ -13,13 +14,14 @@ use super::prepare::{self, Data};
 use super::run_files::RunFiles;
 use crate::config::{Config, EvalStrategy};
 use crate::data::{Batch, DataReport};
+use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryPlan;
 use crate::model::{ModelSpec, SaveOptions};
 use crate::report::{EvalReport, Snapshot, StepReport, StopReason};
 use crate::schedule::Schedule;
 use crate::stop::{RuleStatus, StopMachine};
-use crate::train::AdamWOptions;
+use crate::train::{AdamWOptions, LossScale};
 use budget::{budget, schedule_length, total_steps};
 use ending::BestWeights;
 use std::path::Path;
@@ -51,6 +53,11 @@ pub struct Session {
     journal: Journal,
     started: Instant,
     step: u64,
+    /// Updates that the learning-rate schedule has seen: those that the loss scale did not skip.
+    schedule_step: u64,
+    /// In float16.
+    loss_scale: Option<LossScale>,
+    skipped_updates: u64,
     epoch: f64,
     total_tokens: u64,
     best_weights: Option<BestWeights>,
@@ -71,6 +78,7 @@ impl Session {
         config.validate()?;
         hooks.canceller.check("starting")?;
         RunFiles::check(&config.output_dir, config.overwrite_output_dir)?;
+        let device = OpenDevice::open(&config, &mut hooks)?;
         let spec = ModelSpec::from_dir(prepare::model_folder(&config)?)?;
         let data = prepare::open_data(&config, &spec, &mut hooks)?;
         if data.eval.is_none()
@@ -88,13 +96,14 @@ impl Session {
         };
         let total_steps = total_steps(&config, &data);
         let schedule = config.schedule(schedule_length(&config, total_steps)?)?;
-        let work = prepare::training_workload(&config, &spec, &data)?;
+        let work = prepare::training_workload(&config, &spec, &data, device.needs())?;
+        let precision = work.precision;
         let mut stop =
             StopMachine::new(&config.stop_rules()?, budget(&config, &data, total_steps))?;
         if let Some((metric, direction)) = config.best_metric()? {
             stop.watch(metric, direction);
         }
-        let network = prepare::open_network(&config, spec, work, &mut hooks)?;
+        let network = prepare::open_network(&config, device, spec, work, &mut hooks)?;
         // The folder is made last: a failed start leaves nothing behind.
         let files = RunFiles::create(&config.output_dir)?;
         let journal = Journal::create(files.folder())?;
@@ -118,6 +127,9 @@ impl Session {
             journal,
             started: Instant::now(),
             step: 0,
+            schedule_step: 0,
+            loss_scale: (precision == DType::F16).then(LossScale::default),
+            skipped_updates: 0,
             epoch: 0.0,
             total_tokens: 0,
             best_weights: None,
@@ -132,7 +144,8 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` without a data set. `Io` when a checkpoint or the log cannot be written, and
     /// those of [`Session::evaluate`] when an evaluation is due: the update has taken effect all the
-    /// same, and the run can go on.
+    /// same, and the run can go on. `Device` when the device failed: the run cannot go on, and every
+    /// later call that needs the device fails alike.
     pub fn step(&mut self) -> Result<Option<StepReport>> {
         if self.check_ended()? {
             return Ok(None);
@@ -218,9 +231,12 @@ impl Session {
         self.end_if_stopped()
     }
 
-    /// Whether the run has ended. Stays true once it is.
+    /// Whether the run has ended, or its device has failed so that it cannot go on. Stays true once it
+    /// is.
     pub fn should_stop(&self) -> bool {
-        self.stop.verdict().is_some() || self.hooks.canceller.is_cancelled()
+        self.stop.verdict().is_some()
+            || self.hooks.canceller.is_cancelled()
+            || self.network.status().is_err()
     }
 
     /// Why the run ended; `None` while it goes on.

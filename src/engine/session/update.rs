@@ -5,8 +5,10 @@ use crate::config::{EvalStrategy, SaveStrategy};
 use crate::data::Batch;
 use crate::engine::evaluate::evaluate_dataset;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::ClipStats;
 use crate::report::{EvalReport, StepReport, StopReason};
 use crate::stop::Observation;
+use crate::train::LossScale;
 use std::time::Instant;
 
 impl Session {
@@ -19,24 +21,29 @@ impl Session {
         epoch_end: bool,
     ) -> Result<StepReport> {
         let clock = Instant::now();
-        let learning_rate = self.schedule.lr(self.step);
+        let learning_rate = self.schedule.lr(self.schedule_step);
         // Counted over all micro-batches first: the loss is a mean over the whole update.
         let supervised: usize = micro_batches.iter().map(Batch::supervised).sum();
         let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
         let scale = 1.0 / supervised.max(1) as f64;
+        let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
+        let factor = loss_scale.unwrap_or(1.0);
         for batch in micro_batches {
-            if let Err(error) = self.network.forward_backward(batch, scale) {
+            if let Err(error) = self.network.forward_backward(batch, scale * factor) {
                 self.network.zero_gradients();
                 return Err(error);
             }
         }
         let clip = match supervised {
-            0 => Default::default(),
-            _ => self.network.update(&self.optimizer, learning_rate),
+            0 => ClipStats::default(),
+            _ => self
+                .network
+                .update(&self.optimizer, learning_rate, factor)?,
         };
-        let sums = self.network.take_sums();
+        let sums = self.network.take_sums()?;
 
         self.step += 1;
+        self.count_update(supervised > 0, clip.finite != 0.0);
         self.epoch = epoch;
         self.total_tokens += tokens as u64;
         let mut report = StepReport {
@@ -54,6 +61,8 @@ impl Session {
             seconds: clock.elapsed().as_secs_f64(),
             eval: None,
             stop_reason: None,
+            loss_scale,
+            skipped_updates: self.skipped_updates,
         };
         let mut failed = None;
         if self.evaluation_due(epoch_end) {
@@ -69,6 +78,27 @@ impl Session {
         match failed {
             Some(error) => Err(error),
             None => Ok(report),
+        }
+    }
+
+    /// Counts an update that has been tried. One without a supervised token had no gradient to apply,
+    /// so it says nothing about the loss scale.
+    fn count_update(&mut self, supervised: bool, finite: bool) {
+        let skipped = supervised && !finite;
+        self.skipped_updates += u64::from(skipped);
+        // As the peer does: the schedule waits where the loss scale skips an update, and goes on where
+        // there is none.
+        self.schedule_step += u64::from(!(skipped && self.loss_scale.is_some()));
+        if let Some(state) = self.loss_scale.as_mut().filter(|_| supervised) {
+            let before = state.scale();
+            state.observe(finite);
+            let (step, after) = (self.step, state.scale());
+            if skipped && after < before {
+                self.hooks.info(format!(
+                    "update {step} was not applied: its gradient overflowed at loss scale {before}; \
+                     the next one has {after}"
+                ));
+            }
         }
     }
 
