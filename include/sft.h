@@ -369,6 +369,16 @@ typedef struct sft_step_report {
      * Wall time of the evaluation, in seconds.
      */
     double eval_seconds;
+    /**
+     * What the loss was multiplied by for this update to keep small gradients in float16; 1 in the
+     * other formats. Where it is above 1 and grad_norm is not finite, the scale was too large: the
+     * update was not applied, and the stop rules do not count it as a broken gradient.
+     */
+    double loss_scale;
+    /**
+     * Updates of the run so far that were not applied, because their gradient was not finite.
+     */
+    uint64_t skipped_updates;
 } sft_step_report;
 
 /**
@@ -753,9 +763,11 @@ sft_status sft_start(struct sft_config *config, struct sft_session **out);
  *
  * Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if a checkpoint
  * or the log cannot be written: the update has taken effect all the same and the run can go on.
- * SFT_ERR_CANCELLED if the canceller interrupted an evaluation.
+ * SFT_ERR_CANCELLED if the canceller interrupted an evaluation. SFT_ERR_DEVICE if the device failed:
+ * every later call that needs it fails alike, and the session can only be freed.
  */
-sft_status sft_step(struct sft_session *session, struct sft_step_report *out);
+sft_status sft_step(struct sft_session *session,
+                    struct sft_step_report *out);
 
 /**
  * One optimizer update on the host's own tokens. The n micro-batches at micro are one update
@@ -803,7 +815,7 @@ sft_status sft_observe(struct sft_session *session, const char *metric, double v
 
 /**
  * Whether the run has ended; stays true once it has. Also true where there is nothing to step: for
- * NULL, a freed or a poisoned session. May be called while another call is inside the session.
+ * NULL, a freed or a poisoned session, and after the device failed. May be called while another call is inside the session.
  */
 bool sft_should_stop(const struct sft_session *session);
 

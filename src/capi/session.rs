@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::report::{EvalReport, StepReport};
 use std::ffi::c_char;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// A run: the model, the data, the optimizer and the stop rules.
 pub struct sft_session {
@@ -23,6 +23,8 @@ struct SessionHandle {
     session: Guarded<Session>,
     /// What can be read while a call is inside.
     stop_reason: Arc<AtomicI32>,
+    /// The device has failed, so that the run cannot go on.
+    failed: Arc<AtomicBool>,
     canceller: Canceller,
 }
 
@@ -41,14 +43,17 @@ fn with_session(
     body: impl FnOnce(&mut Session) -> Result<sft_status>,
 ) -> sft_status {
     let handle = SESSIONS.get(session);
-    let stop_reason = handle.as_ref().map(|handle| handle.stop_reason.clone());
+    let seen = handle
+        .as_ref()
+        .map(|handle| (handle.stop_reason.clone(), handle.failed.clone()));
     enter(
         handle,
         |handle| &handle.session,
         |session| {
             let status = body(session);
-            if let Some(stop_reason) = stop_reason {
+            if let Some((stop_reason, failed)) = seen {
                 stop_reason.store(stop_code(session.stop_reason()), Ordering::Release);
+                failed.store(session.has_failed(), Ordering::Release);
             }
             status
         },
@@ -77,6 +82,7 @@ pub unsafe extern "C" fn sft_start(
         let handle = SessionHandle {
             session: Guarded::new(session),
             stop_reason,
+            failed: Arc::default(),
             canceller,
         };
         // SAFETY: the header asks for a place that can be written to.
@@ -90,7 +96,8 @@ pub unsafe extern "C" fn sft_start(
 ///
 /// Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if a checkpoint
 /// or the log cannot be written: the update has taken effect all the same and the run can go on.
-/// SFT_ERR_CANCELLED if the canceller interrupted an evaluation.
+/// SFT_ERR_CANCELLED if the canceller interrupted an evaluation. SFT_ERR_DEVICE if the device failed:
+/// every later call that needs it fails alike, and the session can only be freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_step(
     session: *mut sft_session,
@@ -224,11 +231,15 @@ pub unsafe extern "C" fn sft_observe(
 }
 
 /// Whether the run has ended; stays true once it has. Also true where there is nothing to step: for
-/// NULL, a freed or a poisoned session. May be called while another call is inside the session.
+/// NULL, a freed or a poisoned session, and after the device failed. May be called while another call is inside the session.
 #[unsafe(no_mangle)]
 pub extern "C" fn sft_should_stop(session: *const sft_session) -> bool {
     catch(true, || match SESSIONS.get(session) {
-        Some(handle) => handle.session.is_poisoned() || handle.stop_reason() != SFT_STOP_NONE,
+        Some(handle) => {
+            handle.session.is_poisoned()
+                || handle.failed.load(Ordering::Acquire)
+                || handle.stop_reason() != SFT_STOP_NONE
+        }
         None => true,
     })
 }

@@ -234,9 +234,12 @@ impl Session {
     /// Whether the run has ended, or its device has failed so that it cannot go on. Stays true once it
     /// is.
     pub fn should_stop(&self) -> bool {
-        self.stop.verdict().is_some()
-            || self.hooks.canceller.is_cancelled()
-            || self.network.status().is_err()
+        self.stop.verdict().is_some() || self.hooks.canceller.is_cancelled() || self.has_failed()
+    }
+
+    /// Whether the device has failed, so that nothing more can be done with this run.
+    pub fn has_failed(&self) -> bool {
+        self.network.status().is_err()
     }
 
     /// Why the run ended; `None` while it goes on.
