@@ -2,12 +2,17 @@
 
 #[path = "build/emulate.rs"]
 mod emulate;
+#[path = "build/nvcc.rs"]
+mod nvcc;
 
 use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        nvcc::embed();
+    }
     if env::var_os("CARGO_FEATURE_EMULATE").is_some() {
         emulate::build();
     }

@@ -55,7 +55,40 @@ pub trait Driver: Send {
     /// # Errors
     /// `Device`; `Internal` when no kernel has that name or its parameters differ in number.
     fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) -> Result<()>;
+
+    /// Records the launches, copies and fills that follow instead of doing them; false where that
+    /// cannot be done. Uploads, downloads and allocations are errors until [`Driver::end_capture`],
+    /// and so is a kernel that was never launched before, whose code would have to be loaded.
+    ///
+    /// # Errors
+    /// `Device`; `Internal` inside a capture.
+    fn begin_capture(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// What was recorded, addresses and numbers included; `None` outside of a capture.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn end_capture(&mut self) -> Result<Option<Graph>> {
+        Ok(None)
+    }
+
+    /// Does what was recorded.
+    ///
+    /// # Errors
+    /// `Device`; `Internal` when there is no such graph.
+    fn replay(&mut self, graph: Graph) -> Result<()> {
+        Err(crate::Error::new(
+            crate::ErrorKind::Internal,
+            format!("no graph has the number {}", graph.0),
+        ))
+    }
 }
+
+/// The number of a recorded sequence of operations, in the driver that recorded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graph(pub(super) usize);
 
 /// Facts about a device that launches depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

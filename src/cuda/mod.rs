@@ -17,15 +17,17 @@ mod grad_norm;
 mod linear;
 #[cfg(test)]
 mod linear_layout;
+mod nvidia;
 mod qk_norm;
 mod rms_norm;
 mod rope;
 mod rows;
 mod swiglu;
 
-pub use driver::{Arg, Driver, Launch, Limits};
+pub use driver::{Arg, Driver, Graph, Launch, Limits};
 #[cfg(feature = "emulate")]
 pub use emulated::Emulated;
+pub use nvidia::{DeviceInfo, available, devices};
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
@@ -69,6 +71,15 @@ impl Cuda {
             failure: None,
             staging: Vec::new(),
         }
+    }
+
+    /// The NVIDIA GPU `cuda:<ordinal>`.
+    ///
+    /// # Errors
+    /// `Device`, with what is missing (see [`available`]), how many devices there are, or that
+    /// another process holds it; `OutOfMemory` when not even a context fits.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        Ok(Self::new(Box::new(nvidia::NvidiaDriver::open(ordinal)?)))
     }
 
     /// Launches a kernel, unless something failed before.
