@@ -30,6 +30,7 @@ mod embedded {
 
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
+use embedded::COMPILED;
 pub(super) use embedded::SOURCES;
 
 /// A kernel on the device.
