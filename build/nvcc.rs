@@ -11,7 +11,7 @@
 //! `SFT_CUDA_ARCHS` is set. Compiled kernels are kept under a hash of all that they are made from: an
 //! unchanged kernel is not compiled again.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -54,28 +54,48 @@ pub fn embed() {
 
 struct Kernel {
     op: String,
-    /// With `common.cuh` in place of the line that includes it.
+    /// With the headers of the folder in place of the lines that include them.
     source: String,
 }
 
 fn sources() -> Vec<Kernel> {
-    let common = read(Path::new("kernels/common.cuh")).replace("#pragma once\n", "");
     let entries = fs::read_dir("kernels").expect("the folder kernels/ can be read");
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
     paths.sort();
     let kernel = |path: PathBuf| {
-        let op = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        let text = read(&path);
-        let (before, after) = text
-            .split_once("#include \"common.cuh\"\n")
-            .unwrap_or_else(|| panic!("{} does not include \"common.cuh\"", path.display()));
-        let line = before.lines().count() + 2;
-        let source =
-            format!("{before}#line 1 \"common.cuh\"\n{common}#line {line} \"{op}.cu\"\n{after}");
-        Kernel { op, source }
+        let mut source = String::new();
+        expand(&path, &mut HashSet::new(), &mut source);
+        Kernel {
+            op: path.file_stem().unwrap().to_str().unwrap().to_owned(),
+            source,
+        }
     };
     paths.into_iter().map(kernel).collect()
+}
+
+/// Appends a file, and before what follows their lines the headers that it includes and that were
+/// not included yet. Messages of a compiler keep file and line.
+fn expand(path: &Path, included: &mut HashSet<PathBuf>, to: &mut String) {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    writeln!(to, "#line 1 \"{name}\"").unwrap();
+    for (index, line) in read(path).lines().enumerate() {
+        let header = line
+            .strip_prefix("#include \"")
+            .and_then(|rest| rest.strip_suffix('"'))
+            .filter(|header| header.ends_with(".cuh"));
+        if let Some(header) = header {
+            let header = path.with_file_name(header);
+            if included.insert(header.clone()) {
+                expand(&header, included, to);
+            }
+            writeln!(to, "#line {} \"{name}\"", index + 2).unwrap();
+        } else if line != "#pragma once" {
+            writeln!(to, "{line}").unwrap();
+        } else {
+            writeln!(to).unwrap();
+        }
+    }
 }
 
 fn read(path: &Path) -> String {
