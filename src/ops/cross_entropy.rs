@@ -7,6 +7,7 @@
 //! backward  dzⱼ  = scale · (pⱼ − [j = label])
 //! ```
 
+use super::cpu::element::{Element, by_format, with_buffers};
 use super::cpu::vector::{exp, max, sum2, vectorised};
 use super::{Cpu, Indices, Region};
 use rayon::prelude::*;
@@ -28,7 +29,7 @@ impl TokenStats {
     pub const WIDTH: usize = 3;
 }
 
-/// The loss of predicting labels from logits.
+/// The loss of predicting labels from logits, which may be in half precision.
 pub trait CrossEntropy {
     /// logits `(S, vocab)`, labels `(S)` → stats `(S, 3)`.
     fn cross_entropy_forward(&mut self, logits: Region, labels: Indices, stats: Region);
@@ -45,21 +46,11 @@ pub trait CrossEntropy {
 
 impl CrossEntropy for Cpu {
     fn cross_entropy_forward(&mut self, logits: Region, labels: Indices, stats: Region) {
-        let ([logits], [labels], [stats]) =
-            self.arena.split_with_indices([logits], [labels], [stats]);
-        let vocab = logits.len() / labels.len().max(1);
-        self.pool.install(|| {
-            stats
-                .par_chunks_mut(TokenStats::WIDTH)
-                .zip(logits.par_chunks(vocab.max(1)))
-                .zip(labels)
-                .for_each(|((stats, logits), &label)| {
-                    let (row, _) = vectorised(
-                        #[inline(always)]
-                        || forward_row(logits, label as usize),
-                    );
-                    stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
-                });
+        let ([logits], [labels], [stats]) = self.arena.views([logits], [labels], [stats]);
+        let stats = stats.f32();
+        let pool = &self.pool;
+        by_format!(logits.dtype, T => {
+            pool.install(|| forward(logits.of::<T>(), labels, stats))
         });
     }
 
@@ -70,31 +61,67 @@ impl CrossEntropy for Cpu {
         stats: Region,
         scale: f32,
     ) {
-        let ([], [labels], [logits, stats]) =
-            self.arena.split_with_indices([], [labels], [logits, stats]);
-        let vocab = logits.len() / labels.len().max(1);
-        self.pool.install(|| {
-            stats
-                .par_chunks_mut(TokenStats::WIDTH)
-                .zip(logits.par_chunks_mut(vocab.max(1)))
-                .zip(labels)
-                .for_each(|((stats, logits), &label)| {
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            let (row, [top, log_total]) = forward_row(logits, label as usize);
-                            stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
-                            // lse = top + log_total, subtracted one by one: their sum would round to
-                            // the precision of the largest logit.
-                            for z in logits.iter_mut() {
-                                *z = scale * exp((*z - top) - log_total);
-                            }
-                            logits[label as usize] -= scale;
-                        },
-                    );
-                });
+        let ([], [labels], [logits, stats]) = self.arena.views([], [labels], [logits, stats]);
+        let stats = stats.f32();
+        let pool = &self.pool;
+        by_format!(logits.dtype, T => {
+            pool.install(|| forward_backward(logits.of::<T>(), labels, stats, scale))
         });
     }
+}
+
+fn forward<T: Element>(logits: &[T], labels: &[i32], stats: &mut [f32]) {
+    let vocab = logits.len() / labels.len().max(1);
+    stats
+        .par_chunks_mut(TokenStats::WIDTH)
+        .zip(logits.par_chunks(vocab.max(1)))
+        .zip(labels)
+        .for_each(|((stats, logits), &label)| {
+            with_buffers(|[buffer, ..]| {
+                let (row, _) = vectorised(
+                    #[inline(always)]
+                    || forward_row(T::read(logits, buffer), label as usize),
+                );
+                stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
+            });
+        });
+}
+
+fn forward_backward<T: Element>(logits: &mut [T], labels: &[i32], stats: &mut [f32], scale: f32) {
+    let vocab = logits.len() / labels.len().max(1);
+    stats
+        .par_chunks_mut(TokenStats::WIDTH)
+        .zip(logits.par_chunks_mut(vocab.max(1)))
+        .zip(labels)
+        .for_each(|((stats, logits), &label)| {
+            with_buffers(|[buffer, ..]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let row = T::update(
+                            logits,
+                            buffer,
+                            #[inline(always)]
+                            |logits| forward_backward_row(logits, label as usize, scale),
+                        );
+                        stats.copy_from_slice(&[row.loss, row.entropy, row.correct]);
+                    },
+                );
+            });
+        });
+}
+
+/// The statistics of one position; its logits become `scale` times their gradient.
+#[inline(always)]
+fn forward_backward_row(logits: &mut [f32], label: usize, scale: f32) -> TokenStats {
+    let (row, [top, log_total]) = forward_row(logits, label);
+    // lse = top + log_total, subtracted one by one: their sum would round to the precision of the
+    // largest logit.
+    for z in logits.iter_mut() {
+        *z = scale * exp((*z - top) - log_total);
+    }
+    logits[label] -= scale;
+    row
 }
 
 /// The statistics of one position, and its lse as the sum of the largest logit and the rest.

@@ -1,11 +1,12 @@
 //! Token embedding: `out[t] = table[ids[t]]`.
 
+use super::cpu::element::{Element, by_format};
 use super::cpu::matrix::MatMut;
 use super::cpu::vector::vectorised;
 use super::{Cpu, Indices, Region};
 use rayon::prelude::*;
 
-/// Looks token ids up in a table.
+/// Looks token ids up in a table. The table may be in half precision, all else is float32.
 pub trait Embedding {
     /// `out[t] = table[ids[t]]`: table `(V, hidden)`, ids `(T)`, out `(T, hidden)`.
     fn embedding_forward(&mut self, table: Region, ids: Indices, out: Region, hidden: usize);
@@ -20,14 +21,11 @@ const COLUMNS_PER_TASK: usize = 64;
 
 impl Embedding for Cpu {
     fn embedding_forward(&mut self, table: Region, ids: Indices, out: Region, hidden: usize) {
-        let ([table], [ids], [out]) = self.arena.split_with_indices([table], [ids], [out]);
-        self.pool.install(|| {
-            out.par_chunks_mut(hidden)
-                .zip(ids)
-                .with_min_len(32)
-                .for_each(|(out, &id)| {
-                    out.copy_from_slice(&table[id as usize * hidden..][..hidden]);
-                });
+        let ([table], [ids], [out]) = self.arena.views([table], [ids], [out]);
+        let out = out.f32();
+        let pool = &self.pool;
+        by_format!(table.dtype, T => {
+            pool.install(|| forward(table.of::<T>(), ids, out, hidden))
         });
     }
 
@@ -59,4 +57,17 @@ impl Embedding for Cpu {
             });
         });
     }
+}
+
+fn forward<T: Element>(table: &[T], ids: &[i32], out: &mut [f32], hidden: usize) {
+    out.par_chunks_mut(hidden)
+        .zip(ids)
+        .with_min_len(32)
+        .for_each(|(out, &id)| {
+            let row = &table[id as usize * hidden..][..hidden];
+            vectorised(
+                #[inline(always)]
+                || T::widen(row, out),
+            );
+        });
 }

@@ -4,6 +4,7 @@
 //! all query heads, another for all key heads. Value heads pass unchanged.
 
 use super::cpu::ROWS_PER_TASK;
+use super::cpu::element::{Element, by_format, with_buffers};
 use super::cpu::vector::vectorised;
 use super::rms_norm::{add_weight_gradient, forward_row, row_slope};
 use super::{Cpu, Region};
@@ -29,9 +30,14 @@ impl QkNormShape {
     fn normed(&self) -> usize {
         self.heads + self.kv_heads
     }
+
+    /// 0 for a query head, 1 for a key head: the weight that it has.
+    fn weight_of(&self, head: usize) -> usize {
+        usize::from(head >= self.heads)
+    }
 }
 
-/// Normalises query and key heads.
+/// Normalises query and key heads. raw, out and dqkv have one format, all else is float32.
 pub trait QkNorm {
     /// raw `(T, (heads + 2·kv_heads)·head_dim)`, q_weight and k_weight `(head_dim)` → out of raw's
     /// shape and inv_rms `(T, heads + kv_heads)`.
@@ -69,34 +75,13 @@ impl QkNorm for Cpu {
         eps: f32,
     ) {
         let reads = [raw, weights.0, weights.1];
-        let ([raw, q_weight, k_weight], [out, inv_rms]) = self.arena.split(reads, [out, inv_rms]);
-        let (row, normed, d) = (shape.row(), shape.normed(), shape.head_dim);
-        self.pool.install(|| {
-            out.par_chunks_mut(ROWS_PER_TASK * row)
-                .zip(raw.par_chunks(ROWS_PER_TASK * row))
-                .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK * normed))
-                .for_each(|((out, raw), inv_rms)| {
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            let rows = out.chunks_exact_mut(row).zip(raw.chunks_exact(row));
-                            for ((out, raw), inv_rms) in rows.zip(inv_rms.chunks_exact_mut(normed))
-                            {
-                                for (head, r) in inv_rms.iter_mut().enumerate() {
-                                    let weight = if head < shape.heads {
-                                        q_weight
-                                    } else {
-                                        k_weight
-                                    };
-                                    let columns = head * d..(head + 1) * d;
-                                    let (x, y) = (&raw[columns.clone()], &mut out[columns]);
-                                    *r = forward_row(x, weight, y, eps);
-                                }
-                                out[normed * d..].copy_from_slice(&raw[normed * d..]);
-                            }
-                        },
-                    );
-                });
+        let ([raw, q_weight, k_weight], [], [out, inv_rms]) =
+            self.arena.views(reads, [], [out, inv_rms]);
+        let weights = [q_weight.f32(), k_weight.f32()];
+        let inv_rms = inv_rms.f32();
+        let pool = &self.pool;
+        by_format!(out.dtype, T => {
+            pool.install(|| forward(shape, raw.of::<T>(), weights, out.of(), inv_rms, eps))
         });
     }
 
@@ -110,54 +95,129 @@ impl QkNorm for Cpu {
         dweights: (Region, Region),
     ) {
         let reads = [raw, weights.0, weights.1, inv_rms];
-        let ([raw, q_weight, k_weight, inv_rms], [dqkv, dq_weight, dk_weight]) =
-            self.arena.split(reads, [dqkv, dweights.0, dweights.1]);
-        let (row, normed, d) = (shape.row(), shape.normed(), shape.head_dim);
-        // The weights are as short as one head: one pass in row order, before dqkv is overwritten.
+        let ([raw, q_weight, k_weight, inv_rms], [], [dqkv, dq_weight, dk_weight]) =
+            self.arena.views(reads, [], [dqkv, dweights.0, dweights.1]);
+        let weights = [q_weight.f32(), k_weight.f32()];
+        let dweights = [dq_weight.f32(), dk_weight.f32()];
+        let inv_rms = inv_rms.f32();
+        let pool = &self.pool;
+        by_format!(dqkv.dtype, T => {
+            let (raw, dqkv) = (raw.of::<T>(), dqkv.of());
+            pool.install(|| {
+                // Before dqkv is overwritten.
+                backward_weights(shape, raw, inv_rms, dqkv, dweights);
+                backward_raw(shape, raw, weights, inv_rms, dqkv);
+            });
+        });
+    }
+}
+
+fn forward<T: Element>(
+    shape: QkNormShape,
+    raw: &[T],
+    weights: [&[f32]; 2],
+    out: &mut [T],
+    inv_rms: &mut [f32],
+    eps: f32,
+) {
+    let (row, normed, d) = (shape.row(), shape.normed(), shape.head_dim);
+    out.par_chunks_mut(ROWS_PER_TASK * row)
+        .zip(raw.par_chunks(ROWS_PER_TASK * row))
+        .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK * normed))
+        .for_each(|((out, raw), inv_rms)| {
+            with_buffers(|[a, b, ..]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = out.chunks_exact_mut(row).zip(raw.chunks_exact(row));
+                        for ((out, raw), inv_rms) in rows.zip(inv_rms.chunks_exact_mut(normed)) {
+                            let (out, values) = out.split_at_mut(normed * d);
+                            values.copy_from_slice(&raw[normed * d..]);
+                            let raw = T::read(&raw[..normed * d], a);
+                            T::write(
+                                out,
+                                b,
+                                #[inline(always)]
+                                |out| {
+                                    let heads = out.chunks_exact_mut(d).zip(raw.chunks_exact(d));
+                                    for (head, ((y, x), r)) in heads.zip(inv_rms).enumerate() {
+                                        *r = forward_row(x, weights[shape.weight_of(head)], y, eps);
+                                    }
+                                },
+                            );
+                        }
+                    },
+                );
+            });
+        });
+}
+
+/// The weights are as short as one head: one pass in row order.
+fn backward_weights<T: Element>(
+    shape: QkNormShape,
+    raw: &[T],
+    inv_rms: &[f32],
+    dqkv: &[T],
+    mut dweights: [&mut [f32]; 2],
+) {
+    let (row, normed, d) = (shape.row(), shape.normed(), shape.head_dim);
+    with_buffers(|[a, b, ..]| {
         vectorised(
             #[inline(always)]
             || {
                 let rows = raw.chunks_exact(row).zip(dqkv.chunks_exact(row));
                 for ((raw, dqkv), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
-                    for (head, &r) in inv_rms.iter().enumerate() {
-                        let columns = head * d..(head + 1) * d;
-                        let dweight = if head < shape.heads {
-                            &mut *dq_weight
-                        } else {
-                            &mut *dk_weight
-                        };
-                        add_weight_gradient(&raw[columns.clone()], &dqkv[columns], r, dweight);
+                    let (raw, dqkv) = (
+                        T::read(&raw[..normed * d], a),
+                        T::read(&dqkv[..normed * d], b),
+                    );
+                    let heads = raw.chunks_exact(d).zip(dqkv.chunks_exact(d));
+                    for (head, ((x, dy), &r)) in heads.zip(inv_rms).enumerate() {
+                        add_weight_gradient(x, dy, r, dweights[shape.weight_of(head)]);
                     }
                 }
             },
         );
-        self.pool.install(|| {
-            dqkv.par_chunks_mut(ROWS_PER_TASK * row)
-                .zip(raw.par_chunks(ROWS_PER_TASK * row))
-                .zip(inv_rms.par_chunks(ROWS_PER_TASK * normed))
-                .for_each(|((dqkv, raw), inv_rms)| {
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            let rows = dqkv.chunks_exact_mut(row).zip(raw.chunks_exact(row));
-                            for ((dqkv, raw), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
-                                for (head, &r) in inv_rms.iter().enumerate() {
-                                    let weight = if head < shape.heads {
-                                        q_weight
-                                    } else {
-                                        k_weight
-                                    };
-                                    let columns = head * d..(head + 1) * d;
-                                    let (x, dy) = (&raw[columns.clone()], &mut dqkv[columns]);
-                                    let slope = row_slope(x, weight, dy, r);
-                                    for ((dy, &x), &w) in dy.iter_mut().zip(x).zip(weight) {
-                                        *dy = r * w * *dy - x * slope;
+    });
+}
+
+fn backward_raw<T: Element>(
+    shape: QkNormShape,
+    raw: &[T],
+    weights: [&[f32]; 2],
+    inv_rms: &[f32],
+    dqkv: &mut [T],
+) {
+    let (row, normed, d) = (shape.row(), shape.normed(), shape.head_dim);
+    dqkv.par_chunks_mut(ROWS_PER_TASK * row)
+        .zip(raw.par_chunks(ROWS_PER_TASK * row))
+        .zip(inv_rms.par_chunks(ROWS_PER_TASK * normed))
+        .for_each(|((dqkv, raw), inv_rms)| {
+            with_buffers(|[a, b, ..]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = dqkv.chunks_exact_mut(row).zip(raw.chunks_exact(row));
+                        for ((dqkv, raw), inv_rms) in rows.zip(inv_rms.chunks_exact(normed)) {
+                            let raw = T::read(&raw[..normed * d], a);
+                            T::update(
+                                &mut dqkv[..normed * d],
+                                b,
+                                #[inline(always)]
+                                |dqkv| {
+                                    let heads = dqkv.chunks_exact_mut(d).zip(raw.chunks_exact(d));
+                                    for (head, ((dy, x), &r)) in heads.zip(inv_rms).enumerate() {
+                                        let weight = weights[shape.weight_of(head)];
+                                        let slope = row_slope(x, weight, dy, r);
+                                        for ((dy, &x), &w) in dy.iter_mut().zip(x).zip(weight) {
+                                            *dy = r * w * *dy - x * slope;
+                                        }
                                     }
-                                }
-                            }
-                        },
-                    );
-                });
+                                },
+                            );
+                        }
+                    },
+                );
+            });
         });
-    }
 }

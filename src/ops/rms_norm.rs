@@ -9,11 +9,12 @@
 //! ```
 
 use super::cpu::ROWS_PER_TASK;
+use super::cpu::element::{Element, by_format, with_buffers};
 use super::cpu::vector::{dot, vectorised};
 use super::{Cpu, Region};
 use rayon::prelude::*;
 
-/// Normalises rows by their root mean square.
+/// Normalises rows by their root mean square. y and dy may be in half precision, all else is float32.
 pub trait RmsNorm {
     /// x `(T, hidden)`, weight `(hidden)` → y `(T, hidden)`, inv_rms `(T)`.
     fn rms_norm_forward(&mut self, x: Region, weight: Region, y: Region, inv_rms: Region, eps: f32);
@@ -43,23 +44,11 @@ impl RmsNorm for Cpu {
         inv_rms: Region,
         eps: f32,
     ) {
-        let ([x, weight], [y, inv_rms]) = self.arena.split([x, weight], [y, inv_rms]);
-        let hidden = weight.len();
-        self.pool.install(|| {
-            y.par_chunks_mut(ROWS_PER_TASK * hidden)
-                .zip(x.par_chunks(ROWS_PER_TASK * hidden))
-                .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK))
-                .for_each(|((y, x), inv_rms)| {
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            let rows = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
-                            for ((y, x), r) in rows.zip(inv_rms) {
-                                *r = forward_row(x, weight, y, eps);
-                            }
-                        },
-                    );
-                });
+        let ([x, weight], [], [y, inv_rms]) = self.arena.views([x, weight], [], [y, inv_rms]);
+        let (x, weight, inv_rms) = (x.f32(), weight.f32(), inv_rms.f32());
+        let pool = &self.pool;
+        by_format!(y.dtype, T => {
+            pool.install(|| forward(x, weight, y.of::<T>(), inv_rms, eps))
         });
     }
 
@@ -72,53 +61,91 @@ impl RmsNorm for Cpu {
         dx: Region,
         dweight: Region,
     ) {
-        let ([x, weight, inv_rms, dy], [dx, dweight]) =
-            self.arena.split([x, weight, inv_rms, dy], [dx, dweight]);
-        let hidden = weight.len();
-        let piece = ROWS_PER_TASK * hidden;
-        self.pool.install(|| {
-            dx.par_chunks_mut(piece)
-                .zip(x.par_chunks(piece))
-                .zip(dy.par_chunks(piece))
-                .zip(inv_rms.par_chunks(ROWS_PER_TASK))
-                .for_each(|(((dx, x), dy), inv_rms)| {
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            let rows = dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
-                            for (((dx, x), dy), &r) in
-                                rows.zip(dy.chunks_exact(hidden)).zip(inv_rms)
-                            {
-                                let slope = row_slope(x, weight, dy, r);
-                                for i in 0..hidden {
-                                    dx[i] += r * weight[i] * dy[i] - x[i] * slope;
-                                }
-                            }
-                        },
-                    );
-                });
-            dweight
-                .par_chunks_mut(COLUMNS_PER_TASK)
-                .enumerate()
-                .for_each(|(task, dweight)| {
-                    let columns = task * COLUMNS_PER_TASK..task * COLUMNS_PER_TASK + dweight.len();
-                    vectorised(
-                        #[inline(always)]
-                        || {
-                            let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden));
-                            for ((x, dy), &r) in rows.zip(inv_rms) {
-                                add_weight_gradient(
-                                    &x[columns.clone()],
-                                    &dy[columns.clone()],
-                                    r,
-                                    dweight,
-                                );
-                            }
-                        },
-                    );
-                });
-        });
+        let ([x, weight, inv_rms, dy], [], [dx, dweight]) =
+            self.arena
+                .views([x, weight, inv_rms, dy], [], [dx, dweight]);
+        let (x, weight, inv_rms) = (x.f32(), weight.f32(), inv_rms.f32());
+        let (dx, dweight) = (dx.f32(), dweight.f32());
+        let pool = &self.pool;
+        by_format!(dy.dtype, T => pool.install(|| {
+            let dy = dy.of::<T>();
+            backward_x(x, weight, inv_rms, dy, dx);
+            backward_weight(x, inv_rms, dy, dweight);
+        }));
     }
+}
+
+fn forward<T: Element>(x: &[f32], weight: &[f32], y: &mut [T], inv_rms: &mut [f32], eps: f32) {
+    let hidden = weight.len();
+    y.par_chunks_mut(ROWS_PER_TASK * hidden)
+        .zip(x.par_chunks(ROWS_PER_TASK * hidden))
+        .zip(inv_rms.par_chunks_mut(ROWS_PER_TASK))
+        .for_each(|((y, x), inv_rms)| {
+            with_buffers(|[buffer, ..]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = y.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+                        for ((y, x), r) in rows.zip(inv_rms) {
+                            *r = T::write(
+                                y,
+                                buffer,
+                                #[inline(always)]
+                                |y| forward_row(x, weight, y, eps),
+                            );
+                        }
+                    },
+                );
+            });
+        });
+}
+
+fn backward_x<T: Element>(x: &[f32], weight: &[f32], inv_rms: &[f32], dy: &[T], dx: &mut [f32]) {
+    let hidden = weight.len();
+    let piece = ROWS_PER_TASK * hidden;
+    dx.par_chunks_mut(piece)
+        .zip(x.par_chunks(piece))
+        .zip(dy.par_chunks(piece))
+        .zip(inv_rms.par_chunks(ROWS_PER_TASK))
+        .for_each(|(((dx, x), dy), inv_rms)| {
+            with_buffers(|[buffer, ..]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden));
+                        for (((dx, x), dy), &r) in rows.zip(dy.chunks_exact(hidden)).zip(inv_rms) {
+                            let dy = T::read(dy, buffer);
+                            let slope = row_slope(x, weight, dy, r);
+                            for i in 0..hidden {
+                                dx[i] += r * weight[i] * dy[i] - x[i] * slope;
+                            }
+                        }
+                    },
+                );
+            });
+        });
+}
+
+fn backward_weight<T: Element>(x: &[f32], inv_rms: &[f32], dy: &[T], dweight: &mut [f32]) {
+    let hidden = dweight.len();
+    dweight
+        .par_chunks_mut(COLUMNS_PER_TASK)
+        .enumerate()
+        .for_each(|(task, dweight)| {
+            let columns = task * COLUMNS_PER_TASK..task * COLUMNS_PER_TASK + dweight.len();
+            with_buffers(|[buffer, ..]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden));
+                        for ((x, dy), &r) in rows.zip(inv_rms) {
+                            let dy = T::read(&dy[columns.clone()], buffer);
+                            add_weight_gradient(&x[columns.clone()], dy, r, dweight);
+                        }
+                    },
+                );
+            });
+        });
 }
 
 /// Normalises one row into `y` and returns r.

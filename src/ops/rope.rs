@@ -7,6 +7,7 @@
 //! ```
 
 use super::cpu::ROWS_PER_TASK;
+use super::cpu::element::{Element, by_format, with_buffers};
 use super::cpu::vector::vectorised;
 use super::{Cpu, Indices, Region};
 use rayon::prelude::*;
@@ -22,7 +23,8 @@ pub struct RopeShape {
     pub row: usize,
 }
 
-/// Rotates query and key heads by their position.
+/// Rotates query and key heads by their position. The rows may be in half precision, the tables are
+/// float32.
 pub trait Rope {
     /// Rotates rows of qkv `(T, row)` in place. positions `(T)`; cos and sin `(positions, head_dim/2)`.
     fn rope_forward(
@@ -54,7 +56,7 @@ impl Rope for Cpu {
         sin: Region,
         qkv: Region,
     ) {
-        rotate(self, shape, positions, cos, sin, qkv, 1.0);
+        rotate_rows(self, shape, positions, [cos, sin], qkv, 1.0);
     }
 
     fn rope_backward(
@@ -65,44 +67,69 @@ impl Rope for Cpu {
         sin: Region,
         dqkv: Region,
     ) {
-        rotate(self, shape, positions, cos, sin, dqkv, -1.0);
+        rotate_rows(self, shape, positions, [cos, sin], dqkv, -1.0);
     }
 }
 
 /// Rotates by `direction` times the angle.
-fn rotate(
+fn rotate_rows(
     cpu: &mut Cpu,
     shape: RopeShape,
     positions: Indices,
-    cos: Region,
-    sin: Region,
+    tables: [Region; 2],
     x: Region,
     direction: f32,
 ) {
-    let ([cos, sin], [positions], [x]) = cpu.arena.split_with_indices([cos, sin], [positions], [x]);
+    let (tables, [positions], [x]) = cpu.arena.views(tables, [positions], [x]);
+    let [cos, sin] = tables.map(|table| table.f32());
+    let pool = &cpu.pool;
+    by_format!(x.dtype, T => {
+        pool.install(|| rotate(shape, positions, [cos, sin], x.of::<T>(), direction))
+    });
+}
+
+fn rotate<T: Element>(
+    shape: RopeShape,
+    positions: &[i32],
+    [cos, sin]: [&[f32]; 2],
+    x: &mut [T],
+    direction: f32,
+) {
     let half = shape.head_dim / 2;
-    cpu.pool.install(|| {
-        x.par_chunks_mut(ROWS_PER_TASK * shape.row)
-            .zip(positions.par_chunks(ROWS_PER_TASK))
-            .for_each(|(x, positions)| {
+    let rotated = shape.rotated_heads * shape.head_dim;
+    x.par_chunks_mut(ROWS_PER_TASK * shape.row)
+        .zip(positions.par_chunks(ROWS_PER_TASK))
+        .for_each(|(x, positions)| {
+            with_buffers(|[buffer, ..]| {
                 vectorised(
                     #[inline(always)]
                     || {
                         for (row, &position) in x.chunks_exact_mut(shape.row).zip(positions) {
                             let cos = &cos[position as usize * half..][..half];
                             let sin = &sin[position as usize * half..][..half];
-                            let heads = row.chunks_exact_mut(shape.head_dim);
-                            for head in heads.take(shape.rotated_heads) {
-                                let (first, second) = head.split_at_mut(half);
-                                let pairs = first.iter_mut().zip(second);
-                                for ((a, b), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
-                                    let sin = direction * sin;
-                                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                                }
-                            }
+                            T::update(
+                                &mut row[..rotated],
+                                buffer,
+                                #[inline(always)]
+                                |heads| {
+                                    for head in heads.chunks_exact_mut(shape.head_dim) {
+                                        rotate_head(head, cos, sin, direction);
+                                    }
+                                },
+                            );
                         }
                     },
                 );
             });
-    });
+        });
+}
+
+#[inline(always)]
+fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+    let (first, second) = head.split_at_mut(cos.len());
+    let pairs = first.iter_mut().zip(second);
+    for ((a, b), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
+        let sin = direction * sin;
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
 }
