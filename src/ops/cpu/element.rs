@@ -2,6 +2,7 @@
 //! widened into a small buffer of the thread, computed on, and rounded once when they are stored;
 //! float32 rows are computed on where they lie.
 
+use super::matrix::{MatMut, MatRef};
 use crate::dtype::{DType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
@@ -43,6 +44,19 @@ pub trait Element: bytemuck::Pod + Send + Sync {
         Self::narrow(wide, row);
         result
     }
+
+    /// A matrix as float32: itself, or widened into the buffer.
+    fn read_matrix<'a>(matrix: MatRef<'a, Self>, buffer: &'a mut Buffer) -> MatRef<'a> {
+        matrix.widen(buffer)
+    }
+
+    /// Lets `f` overwrite a matrix with float32 numbers, and rounds them.
+    fn write_matrix(mut matrix: MatMut<'_, Self>, buffer: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
+        let (rows, cols) = matrix.shape();
+        let wide = buffer.first(rows * cols);
+        f(MatMut::new(wide, rows, cols));
+        matrix.narrow(wide);
+    }
 }
 
 impl Element for f32 {
@@ -71,6 +85,14 @@ impl Element for f32 {
     #[inline(always)]
     fn update<R>(row: &mut [f32], _: &mut Buffer, f: impl FnOnce(&mut [f32]) -> R) -> R {
         f(row)
+    }
+
+    fn read_matrix<'a>(matrix: MatRef<'a>, _: &'a mut Buffer) -> MatRef<'a> {
+        matrix
+    }
+
+    fn write_matrix(matrix: MatMut<'_>, _: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
+        f(matrix);
     }
 }
 
@@ -115,14 +137,12 @@ impl Element for f16 {
 }
 
 /// `by_format!(dtype, T => expression)`: the expression compiled for each number format, and run for
-/// the one that `dtype` names.
+/// the one that `dtype` names. `by_format!(dtype, f32 => other, T => expression)` has another
+/// expression for float32.
 macro_rules! by_format {
-    ($dtype:expr, $T:ident => $body:expr) => {
+    ($dtype:expr, f32 => $other:expr, $T:ident => $body:expr) => {
         match $dtype {
-            $crate::dtype::DType::F32 => {
-                type $T = f32;
-                $body
-            }
+            $crate::dtype::DType::F32 => $other,
             $crate::dtype::DType::BF16 => {
                 type $T = $crate::dtype::bf16;
                 $body
@@ -132,6 +152,16 @@ macro_rules! by_format {
                 $body
             }
         }
+    };
+    ($dtype:expr, $T:ident => $body:expr) => {
+        $crate::ops::cpu::element::by_format!(
+            $dtype,
+            f32 => {
+                type $T = f32;
+                $body
+            },
+            $T => $body
+        )
     };
 }
 pub(in crate::ops) use by_format;

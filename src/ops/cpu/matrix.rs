@@ -1,40 +1,42 @@
 //! Strided matrix views and their product, on the `gemm` crate. The only place where the CPU
 //! backend hands raw pointers on.
 
+use super::element::{Buffer, Element};
+use super::vector::vectorised;
 use gemm::Parallelism;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// A matrix to read.
 #[derive(Clone, Copy)]
-pub struct MatRef<'a> {
-    data: *const f32,
+pub struct MatRef<'a, T = f32> {
+    data: *const T,
     rows: usize,
     cols: usize,
     row_stride: usize,
     col_stride: usize,
-    life: PhantomData<&'a [f32]>,
+    life: PhantomData<&'a [T]>,
 }
 
 /// A matrix to write. Rows and columns can be split off as views of their own.
-pub struct MatMut<'a> {
-    data: *mut f32,
+pub struct MatMut<'a, T = f32> {
+    data: *mut T,
     rows: usize,
     cols: usize,
     row_stride: usize,
-    life: PhantomData<&'a mut [f32]>,
+    life: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a view is a slice with a shape; it is as shareable and movable as `&[f32]`.
-unsafe impl Send for MatRef<'_> {}
+// SAFETY: a view is a slice with a shape; it is as shareable and movable as `&[T]`.
+unsafe impl<T: Sync> Send for MatRef<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for MatRef<'_> {}
-// SAFETY: a writable view owns its elements exclusively, as `&mut [f32]` does.
-unsafe impl Send for MatMut<'_> {}
+unsafe impl<T: Sync> Sync for MatRef<'_, T> {}
+// SAFETY: a writable view owns its elements exclusively, as `&mut [T]` does.
+unsafe impl<T: Send> Send for MatMut<'_, T> {}
 
-impl<'a> MatRef<'a> {
+impl<'a, T> MatRef<'a, T> {
     /// The rows × cols matrix that fills `data`.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols);
         Self {
             data: data.as_ptr(),
@@ -44,6 +46,11 @@ impl<'a> MatRef<'a> {
             col_stride: 1,
             life: PhantomData,
         }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
     }
 
     /// The transpose.
@@ -78,16 +85,58 @@ impl<'a> MatRef<'a> {
     }
 
     /// One row of a matrix whose rows are contiguous.
-    pub fn row(&self, i: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize) -> &'a [T] {
         assert!(i < self.rows && self.col_stride == 1);
         // SAFETY: row i and its `cols` elements lie in the slice that the view was made of.
         unsafe { std::slice::from_raw_parts(self.data.add(i * self.row_stride), self.cols) }
     }
 }
 
-impl<'a> MatMut<'a> {
+impl<'a, T: Element> MatRef<'a, T> {
+    /// A copy in float32, its numbers in the order in which they lie in memory.
+    pub fn widen(self, buffer: &mut Buffer) -> MatRef<'_> {
+        if self.col_stride != 1 {
+            return self.t().widen(buffer).t();
+        }
+        let (rows, cols) = (self.rows, self.cols);
+        let wide = buffer.first(rows * cols);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, wide) in wide.chunks_exact_mut(cols.max(1)).enumerate() {
+                    T::widen(self.row(i), wide);
+                }
+            },
+        );
+        MatRef::new(wide, rows, cols)
+    }
+}
+
+impl<T: Element> MatMut<'_, T> {
+    /// Overwrites it with a float32 matrix of the same shape that fills `wide`.
+    pub fn narrow(&mut self, wide: &[f32]) {
+        let cols = self.cols.max(1);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, wide) in wide.chunks_exact(cols).enumerate() {
+                    T::narrow(wide, self.row_mut(i));
+                }
+            },
+        );
+    }
+}
+
+impl MatMut<'_> {
+    /// Sets every number to zero.
+    pub fn clear(&mut self) {
+        (0..self.rows).for_each(|i| self.row_mut(i).fill(0.0));
+    }
+}
+
+impl<'a, T> MatMut<'a, T> {
     /// The rows × cols matrix that fills `data`.
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols);
         Self {
             data: data.as_mut_ptr(),
@@ -96,6 +145,11 @@ impl<'a> MatMut<'a> {
             row_stride: cols,
             life: PhantomData,
         }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
     }
 
     /// Splits into the first `at` rows and the rest.
@@ -129,7 +183,7 @@ impl<'a> MatMut<'a> {
     }
 
     /// A shorter borrow of the same elements.
-    pub fn reborrow(&mut self) -> MatMut<'_> {
+    pub fn reborrow(&mut self) -> MatMut<'_, T> {
         MatMut {
             life: PhantomData,
             ..*self
@@ -137,7 +191,7 @@ impl<'a> MatMut<'a> {
     }
 
     /// One row.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows);
         // SAFETY: row i and its `cols` elements belong to this view alone.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }

@@ -1,8 +1,10 @@
 //! The CPU backend: an arena of zeroed pages, a thread pool, and the shared arithmetic.
 
 mod arena;
+mod attention;
 pub(super) mod element;
 pub(super) mod matrix;
+pub(super) mod product;
 pub(super) mod vector;
 
 use crate::error::{Error, ErrorKind, Result};
