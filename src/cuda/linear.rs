@@ -142,6 +142,16 @@ fn kernel_name(dtype: DType, layout: Layout, tile: Tile) -> &'static str {
     }
 }
 
+/// Whether the rows of both operands are whole chunks, so that all chunks are aligned if the first is.
+fn rows_are_whole(layout: Layout, m: usize, n: usize, k: usize) -> bool {
+    let lengths = match layout {
+        Layout::Nt => [k, k],
+        Layout::Nn => [k, n],
+        Layout::Tn => [m, n],
+    };
+    lengths.iter().all(|length| length % CHUNK == 0)
+}
+
 /// What is added to a product before it is stored.
 #[derive(Clone, Copy, Default)]
 struct Added {
@@ -166,21 +176,27 @@ impl Cuda {
             "a product of {dtype:?} stored as {:?}",
             y.dtype
         );
-        // The lengths of the operands' rows.
-        let lengths = match layout {
-            Layout::Nt => [k, k],
-            Layout::Nn => [k, n],
-            Layout::Tn => [m, n],
-        };
-        let whole = lengths.iter().all(|length| length % CHUNK == 0)
-            && [a, b].iter().all(|operand| operand.offset % 16 == 0);
+        let whole = rows_are_whole(layout, m, n, k) && (a.offset | b.offset) % 16 == 0;
         let tiles: &[Tile] = match dtype == DType::F32 || whole {
             true => &[Tile::Large, Tile::Small],
             false => &[Tile::Any],
         };
         let multiprocessors = self.limits.multiprocessors.max(1) as usize;
         let plan = Plan::choose((m, n, k), tiles, multiprocessors, self.workspace.len);
+        self.product_by(plan, product, a, b, added, y);
+    }
 
+    fn product_by(
+        &mut self,
+        plan: Plan,
+        product: Product,
+        a: Region,
+        b: Region,
+        added: Added,
+        y: Region,
+    ) {
+        let Product { layout, m, n, k } = product;
+        let dtype = a.dtype;
         let sums = self.workspace.first(match plan.cuts {
             1 => 0,
             cuts => cuts * m * n,
@@ -364,6 +380,10 @@ impl Linear for Cuda {
         }
     }
 }
+
+#[cfg(all(test, feature = "emulate"))]
+#[path = "linear_tests.rs"]
+mod emulated;
 
 #[cfg(test)]
 mod tests {
