@@ -28,9 +28,9 @@ struct Pair {
     float lo, hi;
 };
 
-// 16 bytes that move at once.
-template <class T> struct alignas(16) Vec {
-    static constexpr u32 COUNT = 16 / sizeof(T);
+// Neighbours that move at once, aligned to their size: 16 bytes of them, or fewer.
+template <class T, u32 N = 16 / sizeof(T)> struct alignas(N * sizeof(T)) Vec {
+    static constexpr u32 COUNT = N;
     T v[COUNT];
 };
 
@@ -281,4 +281,32 @@ __device__ __forceinline__ float block_max(float x, float* shared) {
     }
     sync_threads();
     return warp_max(shared[lane() < blockDim.x / WARP ? lane() : 0]);
+}
+
+// N numbers as floats, moved together, or by 16 bytes if they are more; so aligned is the address.
+template <u32 N, class T>
+__device__ __forceinline__ void load_floats(float (&to)[N], const T* from) {
+    constexpr u32 PIECE = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
+#pragma unroll
+    for (u32 start = 0; start < N; start += PIECE) {
+        const auto piece = *reinterpret_cast<const Vec<T, PIECE>*>(from + start);
+#pragma unroll
+        for (u32 i = 0; i < PIECE; i++) {
+            to[start + i] = to_float(piece.v[i]);
+        }
+    }
+}
+// The inverse: each number rounded to nearest, ties to even.
+template <u32 N, class T>
+__device__ __forceinline__ void store_floats(T* to, const float (&from)[N]) {
+    constexpr u32 PIECE = N * sizeof(T) <= 16 ? N : 16 / sizeof(T);
+#pragma unroll
+    for (u32 start = 0; start < N; start += PIECE) {
+        Vec<T, PIECE> piece;
+#pragma unroll
+        for (u32 i = 0; i < PIECE; i++) {
+            piece.v[i] = from_float<T>(from[start + i]);
+        }
+        *reinterpret_cast<Vec<T, PIECE>*>(to + start) = piece;
+    }
 }

@@ -13,6 +13,7 @@ mod driver;
 mod embedding;
 #[cfg(feature = "emulate")]
 mod emulated;
+mod geometry;
 mod grad_norm;
 mod linear;
 #[cfg(test)]

@@ -1,0 +1,56 @@
+//! Sizes of launches that the kernels bound by memory share.
+
+use super::Cuda;
+use crate::ops::Region;
+
+/// Threads of a warp.
+pub(super) const WARP: usize = 32;
+
+impl Cuda {
+    /// Blocks of `threads` that run at the same time, where registers are left for `resident` threads
+    /// a multiprocessor: as many as blocks that take pieces of work in turn should be.
+    pub(super) fn resident_blocks(&self, threads: usize, resident: usize) -> usize {
+        self.limits.multiprocessors as usize * (resident / threads).max(1)
+    }
+
+    /// Rows of `width` numbers that fit into the workspace, at most `wanted`.
+    pub(super) fn workspace_rows(&self, wanted: usize, width: usize) -> usize {
+        let rows = wanted.min(self.workspace.len / width);
+        assert!(
+            rows > 0 || wanted == 0,
+            "the workspace does not hold a row of {width} numbers"
+        );
+        rows
+    }
+}
+
+/// Whether every row of `width` numbers of each tensor is whole groups of `count` numbers that may
+/// move at once, by 16 bytes at most.
+pub(super) fn is_grouped(count: usize, width: usize, tensors: &[Region]) -> bool {
+    let aligned = |tensor: &Region| tensor.offset % (count * tensor.dtype.size()).min(16) == 0;
+    width % count == 0 && tensors.iter().all(aligned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+
+    #[test]
+    fn groups_need_whole_rows_and_aligned_tensors() {
+        let tensor = |offset, dtype| Region {
+            offset,
+            len: 64,
+            dtype,
+        };
+        assert!(is_grouped(
+            4,
+            8,
+            &[tensor(16, DType::F32), tensor(8, DType::BF16)]
+        ));
+        assert!(!is_grouped(4, 6, &[tensor(16, DType::F32)]));
+        assert!(!is_grouped(4, 8, &[tensor(8, DType::F32)]));
+        assert!(!is_grouped(8, 8, &[tensor(8, DType::F16)]));
+        assert!(is_grouped(8, 8, &[tensor(16, DType::F32)]));
+    }
+}
