@@ -11,6 +11,8 @@ mod attention;
 mod cast;
 mod cross_entropy;
 mod embedding;
+#[cfg(feature = "emulate")]
+mod emulator;
 mod grad_norm;
 mod harness;
 mod linear;
