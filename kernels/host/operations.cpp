@@ -51,9 +51,13 @@ template <u32 MATRICES, bool TRANSPOSED> void load(Slot* slots) {
     }
 }
 
-// Where the halves of a word lie in the matrix (common.cuh), the products added in order of k.
+// A row of B or D, added and multiplied element by element.
+typedef float Row __attribute__((vector_size(32)));
+
+// Where the halves of a word lie in the matrix: common.cuh. The products are added in order of k.
 template <class T> void multiply(Slot* slots) {
-    float a[16][16], b[16][8], d[16][8];
+    float a[16][16];
+    Row b[16], d[16];
     for (u32 lane = 0; lane < WARP; lane++) {
         const u32 g = lane / 4, c = lane % 4 * 2;
         const u32* a_words = static_cast<const u32*>(slots[lane].from[0]);
@@ -75,14 +79,9 @@ template <class T> void multiply(Slot* slots) {
         }
     }
     for (u32 row = 0; row < 16; row++) {
-        float sum[8];
-        std::memcpy(sum, d[row], sizeof sum);
         for (u32 k = 0; k < 16; k++) {
-            for (u32 column = 0; column < 8; column++) {
-                sum[column] += a[row][k] * b[k][column];
-            }
+            d[row] += a[row][k] * b[k];
         }
-        std::memcpy(d[row], sum, sizeof sum);
     }
     for (u32 lane = 0; lane < WARP; lane++) {
         const u32 g = lane / 4, c = lane % 4 * 2;
