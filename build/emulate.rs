@@ -96,6 +96,8 @@ fn compiler(root: &Path) -> cc::Build {
         .flag_if_supported("-march=native")
         .flag_if_supported("-ffp-contract=off")
         .flag_if_supported("-ftls-model=initial-exec")
-        .flag_if_supported("-Wno-unknown-pragmas");
+        .flag_if_supported("-Wno-unknown-pragmas")
+        // A kernel file is the wrapper's own, so its unnamed namespaces are as well.
+        .flag_if_supported("-Wno-subobject-linkage");
     build
 }
