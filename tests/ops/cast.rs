@@ -1,6 +1,5 @@
 use crate::harness::*;
 use crate::precision::*;
-use sft::dtype::DType::{self, BF16, F16, F32};
 use sft::dtype::{bf16, f16};
 
 /// To the format and back.

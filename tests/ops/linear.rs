@@ -1,6 +1,5 @@
 use crate::harness::*;
 use crate::precision::*;
-use sft::dtype::DType::F32;
 use sft::ops::LinearShape;
 
 /// (rows, inputs, outputs).

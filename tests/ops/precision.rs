@@ -12,13 +12,21 @@
 //! the way, such as the probabilities of attention.
 
 use crate::harness::{normals, wide};
-use sft::dtype::DType::{self, BF16, F16, F32};
+pub use sft::dtype::DType::{self, BF16, F16, F32};
 
 /// Every compute format.
 pub const FORMATS: [DType; 3] = [F32, BF16, F16];
 
 /// The half-precision ones.
 pub const HALVES: [DType; 2] = [BF16, F16];
+
+/// Each shape in every format.
+pub fn every_format_of<S: Copy>(
+    shapes: impl IntoIterator<Item = S>,
+) -> impl Iterator<Item = (DType, S)> {
+    let shapes = shapes.into_iter();
+    shapes.flat_map(|shape| FORMATS.map(|format| (format, shape)))
+}
 
 /// Bits of the significand, the smallest exponent of a normal number, and the largest.
 fn parameters(format: DType) -> (i32, i32, i32) {
@@ -68,6 +76,16 @@ pub fn storing(format: DType, x: f64) -> f64 {
     match format {
         F32 => 0.0,
         half => ulp(half, x) / 2.0,
+    }
+}
+
+/// What keeping a number in the format on the way to a result adds to its error, wherever a multiple
+/// of it lies between two powers of two.
+pub fn keeping(format: DType, x: f64) -> f64 {
+    let (digits, smallest, _) = parameters(format);
+    match format {
+        F32 => 0.0,
+        _ => 2f64.powi(-digits) * x.abs().max(2f64.powi(smallest)),
     }
 }
 

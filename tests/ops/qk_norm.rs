@@ -1,12 +1,13 @@
 use crate::harness::*;
 use crate::precision::*;
-use crate::rms_norm::{inv_rms, r_roundings};
-use sft::dtype::DType::F32;
+use crate::rms_norm::{inv_rms, plain, r_roundings};
 use sft::ops::QkNormShape;
 
 const EPS: f32 = 1e-6;
 
 struct Case {
+    /// Of the rows.
+    format: DType,
     shape: QkNormShape,
     tokens: usize,
     raw: Vec<f32>,
@@ -23,31 +24,35 @@ struct Outputs {
     dweights: [Vec<f32>; 2],
 }
 
-fn case(tokens: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Case {
+fn case(format: DType, [tokens, heads, kv_heads, head_dim]: [usize; 4]) -> Case {
     let row = (heads + 2 * kv_heads) * head_dim;
     Case {
+        format,
         shape: QkNormShape {
             heads,
             kv_heads,
             head_dim,
         },
         tokens,
-        raw: normals(1, tokens * row),
+        raw: normals_in(format, 1, tokens * row),
         weights: [normals(2, head_dim), normals(3, head_dim)],
-        dqkv: normals(4, tokens * row),
+        dqkv: normals_in(format, 4, tokens * row),
         dweights: [normals(5, head_dim), normals(6, head_dim)],
     }
 }
 
-fn cases() -> [Case; 6] {
-    [
-        case(0, 2, 1, 8),
-        case(1, 1, 1, 1),
-        case(1, 6, 2, 80),
-        case(31, 3, 1, 7),
-        case(33, 4, 4, 16),
-        case(65, 3, 1, 64),
-    ]
+/// Tokens, query heads, key heads, width of a head.
+const SHAPES: [[usize; 4]; 6] = [
+    [0, 2, 1, 8],
+    [1, 1, 1, 1],
+    [1, 6, 2, 80],
+    [31, 3, 1, 7],
+    [33, 4, 4, 16],
+    [65, 3, 1, 64],
+];
+
+fn cases() -> impl Iterator<Item = Case> {
+    every_format_of(SHAPES).map(|(format, shape)| case(format, shape))
 }
 
 fn run<B: Device>(backend: B, case: &Case) -> Outputs {
@@ -55,11 +60,11 @@ fn run<B: Device>(backend: B, case: &Case) -> Outputs {
     let QkNormShape {
         heads, kv_heads, ..
     } = case.shape;
-    let raw = memory.put(&case.raw);
+    let raw = memory.put_as(&case.raw, case.format);
     let weights = (memory.put(&case.weights[0]), memory.put(&case.weights[1]));
-    let out = memory.garbage(case.raw.len());
+    let out = memory.garbage_as(case.raw.len(), case.format);
     let inv_rms = memory.garbage(case.tokens * (heads + kv_heads));
-    let dqkv = memory.put(&case.dqkv);
+    let dqkv = memory.put_as(&case.dqkv, case.format);
     let dweights = (memory.put(&case.dweights[0]), memory.put(&case.dweights[1]));
     memory
         .backend
@@ -113,7 +118,7 @@ fn forward_agrees_with_the_reference<B: Device>() {
             Some(_) => (roundings + 2.0) * U * expected[i].abs(),
             None => 0.0,
         };
-        assert_within("out", &outputs.out, &expected, tolerance);
+        assert_stored("out", case.format, &outputs.out, &expected, tolerance);
         let heads = raw.chunks(d).enumerate();
         let r: Vec<f64> = heads
             .filter(|(head, _)| weight_of(case.shape, head * d).is_some())
@@ -145,7 +150,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         };
         assert_gradient(
             "draw",
-            F32,
+            case.format,
             &dqkv,
             &vec![0.0; dqkv.len()],
             &case.raw,
@@ -188,23 +193,60 @@ fn backward_agrees_with_finite_differences<B: Device>() {
     }
 }
 
+/// Each head is a row of rms_norm.
+fn half_precision_errs_at_most_twice_as_the_plain_one<B: Device>() {
+    for format in HALVES {
+        let case = case(format, [33, 3, 1, 16]);
+        let outputs = run(B::with_threads(2), &case);
+        let (raw, dqkv, d) = (wide(&case.raw), wide(&case.dqkv), case.shape.head_dim);
+        for which in [0, 1] {
+            let elements: Vec<usize> = (0..raw.len())
+                .filter(|&i| weight_of(case.shape, i) == Some(which))
+                .collect();
+            let of = |x: &[f64]| elements.iter().map(|&i| x[i]).collect::<Vec<f64>>();
+            let got = |x: &[f32]| elements.iter().map(|&i| x[i]).collect::<Vec<f32>>();
+            let (out, draw) = (got(&outputs.out), got(&outputs.dqkv));
+            let got = [
+                ("out", format, &out[..]),
+                ("draw", format, &draw),
+                ("dweight", F32, &outputs.dweights[which]),
+            ];
+            assert_twice_plain(format, got, |round| {
+                let weight = wide(&case.weights[which]);
+                let [y, _, dx, dweight] = plain(&of(&raw), &weight, &of(&dqkv), EPS, round);
+                let start = wide(&case.dweights[which]).into_iter().map(round);
+                let dweight = start.zip(dweight).map(|(a, b)| round(a + b)).collect();
+                [y, dx, dweight]
+            });
+        }
+        let values = |i: &usize| i / d % 5 == 4;
+        for i in (0..raw.len()).filter(values) {
+            assert_eq!(outputs.out[i], case.raw[i], "value heads are copied");
+            assert_eq!(outputs.dqkv[i], case.dqkv[i], "value heads are left alone");
+        }
+    }
+}
+
 fn threads_do_not_change_bits<B: Device>() {
-    let case = case(131, 4, 2, 26);
-    assert_same_bits(|backend: B| {
-        let outputs = run(backend, &case);
-        let [dq_weight, dk_weight] = outputs.dweights;
-        vec![
-            outputs.out,
-            outputs.inv_rms,
-            outputs.dqkv,
-            dq_weight,
-            dk_weight,
-        ]
-    });
+    for format in FORMATS {
+        let case = case(format, [131, 4, 2, 26]);
+        assert_same_bits(|backend: B| {
+            let outputs = run(backend, &case);
+            let [dq_weight, dk_weight] = outputs.dweights;
+            vec![
+                outputs.out,
+                outputs.inv_rms,
+                outputs.dqkv,
+                dq_weight,
+                dk_weight,
+            ]
+        });
+    }
 }
 
 on_every_backend!(
     forward_agrees_with_the_reference,
     backward_agrees_with_finite_differences,
+    half_precision_errs_at_most_twice_as_the_plain_one,
     threads_do_not_change_bits,
 );

@@ -1,12 +1,13 @@
 use crate::harness::*;
 use crate::precision::*;
-use sft::dtype::DType::F32;
 use sft::ops::RopeShape;
 
 /// Positions that the tables know.
 const POSITIONS: usize = 200;
 
 struct Case {
+    /// Of the rows.
+    format: DType,
     shape: RopeShape,
     positions: Vec<i32>,
     cos: Vec<f32>,
@@ -16,7 +17,7 @@ struct Case {
 }
 
 /// `rotated` heads and two value heads of `head_dim`, positions in no order.
-fn case(tokens: usize, rotated: usize, head_dim: usize) -> Case {
+fn case(format: DType, [tokens, rotated, head_dim]: [usize; 3]) -> Case {
     let row = (rotated + 2) * head_dim;
     let half = head_dim / 2;
     let angle = |i: usize| {
@@ -25,6 +26,7 @@ fn case(tokens: usize, rotated: usize, head_dim: usize) -> Case {
     };
     let table = |f: fn(f64) -> f64| (0..POSITIONS * half).map(|i| f(angle(i)) as f32).collect();
     Case {
+        format,
         shape: RopeShape {
             rotated_heads: rotated,
             head_dim,
@@ -33,20 +35,23 @@ fn case(tokens: usize, rotated: usize, head_dim: usize) -> Case {
         positions: integers(1, tokens, POSITIONS),
         cos: table(f64::cos),
         sin: table(f64::sin),
-        qkv: normals(2, tokens * row),
-        dqkv: normals(3, tokens * row),
+        qkv: normals_in(format, 2, tokens * row),
+        dqkv: normals_in(format, 3, tokens * row),
     }
 }
 
-fn cases() -> [Case; 6] {
-    [
-        case(0, 2, 8),
-        case(1, 1, 2),
-        case(1, 3, 80),
-        case(31, 4, 6),
-        case(33, 5, 64),
-        case(65, 2, 80),
-    ]
+/// Tokens, rotated heads, width of a head.
+const SHAPES: [[usize; 3]; 6] = [
+    [0, 2, 8],
+    [1, 1, 2],
+    [1, 3, 80],
+    [31, 4, 6],
+    [33, 5, 64],
+    [65, 2, 80],
+];
+
+fn cases() -> impl Iterator<Item = Case> {
+    every_format_of(SHAPES).map(|(format, shape)| case(format, shape))
 }
 
 /// qkv and dqkv after the rotations.
@@ -54,7 +59,7 @@ fn run<B: Device>(backend: B, case: &Case) -> (Vec<f32>, Vec<f32>) {
     let mut memory = Memory::new(backend);
     let positions = memory.put_indices(&case.positions);
     let (cos, sin) = (memory.put(&case.cos), memory.put(&case.sin));
-    let (qkv, dqkv) = (memory.put(&case.qkv), memory.put(&case.dqkv));
+    let [qkv, dqkv] = [&case.qkv, &case.dqkv].map(|x| memory.put_as(x, case.format));
     memory
         .backend
         .rope_forward(case.shape, positions, cos, sin, qkv);
@@ -107,7 +112,8 @@ fn forward_agrees_with_the_reference<B: Device>() {
     for case in cases() {
         let (qkv, _) = run(B::with_threads(2), &case);
         let expected = reference(&case, &wide(&case.qkv));
-        assert_within("qkv", &qkv, &expected, tolerance(case.shape, &case.qkv));
+        let tolerance = tolerance(case.shape, &case.qkv);
+        assert_stored("qkv", case.format, &qkv, &expected, tolerance);
     }
 }
 
@@ -116,7 +122,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let (_, dqkv) = run(B::with_threads(2), &case);
         assert_gradient(
             "dqkv",
-            F32,
+            case.format,
             &dqkv,
             &vec![0.0; dqkv.len()],
             &case.qkv,
@@ -126,27 +132,62 @@ fn backward_agrees_with_finite_differences<B: Device>() {
     }
 }
 
+/// An eager framework rounds the tables, both products and their sum.
+fn half_precision_errs_at_most_twice_as_the_plain_one<B: Device>() {
+    for format in HALVES {
+        let case = case(format, [33, 5, 16]);
+        let (qkv, dqkv) = run(B::with_threads(2), &case);
+        let got = [("qkv", format, &qkv[..]), ("dqkv", format, &dqkv)];
+        assert_twice_plain(format, got, |round| {
+            [(&case.qkv, 1.0), (&case.dqkv, -1.0)].map(|(x, direction)| {
+                let (x, d) = (wide(x), case.shape.head_dim);
+                let mut out = x.clone();
+                for (i, out) in out.iter_mut().enumerate() {
+                    let (t, column) = (i / case.shape.row, i % d);
+                    if i % case.shape.row >= case.shape.rotated_heads * d {
+                        continue;
+                    }
+                    let angle = case.positions[t] as usize * (d / 2) + column % (d / 2);
+                    let cos = round(f64::from(case.cos[angle]));
+                    let sin = round(direction * f64::from(case.sin[angle]));
+                    let other = match column < d / 2 {
+                        true => -x[i + d / 2],
+                        false => x[i - d / 2],
+                    };
+                    *out = round(round(x[i] * cos) + round(other * sin));
+                }
+                out
+            })
+        });
+    }
+}
+
 fn value_heads_pass_unchanged<B: Device>() {
-    let case = case(33, 3, 10);
-    let (qkv, dqkv) = run(B::with_threads(2), &case);
-    for start in (0..33).map(|t| t * case.shape.row) {
-        let values = start + 30..start + 50;
-        assert_eq!(qkv[values.clone()], case.qkv[values.clone()]);
-        assert_eq!(dqkv[values.clone()], case.dqkv[values]);
+    for format in FORMATS {
+        let case = case(format, [33, 3, 10]);
+        let (qkv, dqkv) = run(B::with_threads(2), &case);
+        for start in (0..33).map(|t| t * case.shape.row) {
+            let values = start + 30..start + 50;
+            assert_eq!(qkv[values.clone()], case.qkv[values.clone()]);
+            assert_eq!(dqkv[values.clone()], case.dqkv[values]);
+        }
     }
 }
 
 fn threads_do_not_change_bits<B: Device>() {
-    let case = case(131, 4, 26);
-    assert_same_bits(|backend: B| {
-        let (qkv, dqkv) = run(backend, &case);
-        vec![qkv, dqkv]
-    });
+    for format in FORMATS {
+        let case = case(format, [131, 4, 26]);
+        assert_same_bits(|backend: B| {
+            let (qkv, dqkv) = run(backend, &case);
+            vec![qkv, dqkv]
+        });
+    }
 }
 
 on_every_backend!(
     forward_agrees_with_the_reference,
     backward_agrees_with_finite_differences,
+    half_precision_errs_at_most_twice_as_the_plain_one,
     value_heads_pass_unchanged,
     threads_do_not_change_bits,
 );
