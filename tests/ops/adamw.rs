@@ -1,4 +1,5 @@
 use crate::harness::*;
+use crate::precision::*;
 use sft::ops::AdamWStep;
 
 fn step(step: u64) -> AdamWStep {
@@ -159,10 +160,45 @@ fn clipping_scales_the_gradient<B: Device>() {
     });
 }
 
+/// The operands of the matrix products are the new weights, rounded. Their update is that without
+/// operands, and when it is skipped they stay.
+fn operands_are_the_rounded_weights<B: Device>() {
+    for (format, n) in every_format_of([0, 1, 7, 1025, 16_385]) {
+        if format == F32 {
+            continue;
+        }
+        let (weights, gradients) = (normals(1, n), normals(2, n));
+        let [expected, ..] = run(B::with_threads(2), &weights, &[gradients.clone()], 0.5);
+        let mut memory = Memory::new(B::with_threads(2));
+        let (weights, gradient) = (memory.put(&weights), memory.put(&gradients));
+        let [m, v] = [(); 2].map(|()| memory.put(&vec![0.0; n]));
+        let operands = memory.garbage_as(n, format);
+        for finite in [1.0, 0.0] {
+            let clip = memory.put(&[7.0, 0.5, finite]);
+            let b = &mut memory.backend;
+            b.adamw(step(1), clip, weights, gradient, m, v, Some(operands));
+            let got = memory.get(weights);
+            assert_eq!(bits(&got), bits(&expected));
+            assert_eq!(bits(&memory.get(operands)), bits(&rounded(format, &got)));
+            memory.backend.upload(gradient, &gradients);
+        }
+    }
+}
+
 fn threads_do_not_change_bits<B: Device>() {
     let weights = normals(1, 70_001);
     let gradients: Vec<Vec<f32>> = (0..3).map(|t| normals(100 + t, 70_001)).collect();
     assert_same_bits(|backend: B| run(backend, &weights, &gradients, 0.5).to_vec());
+    assert_same_bits(|backend: B| {
+        let mut memory = Memory::new(backend);
+        let [weights, gradient] = [&weights, &gradients[0]].map(|x| memory.put(x));
+        let [m, v] = [(); 2].map(|()| memory.put(&[0.0; 70_001]));
+        let clip = memory.put(&[7.0, 0.5, 1.0]);
+        let operands = memory.garbage_as(70_001, BF16);
+        let b = &mut memory.backend;
+        b.adamw(step(1), clip, weights, gradient, m, v, Some(operands));
+        vec![memory.get(weights), memory.get(operands)]
+    });
 }
 
 on_every_backend!(
@@ -170,5 +206,6 @@ on_every_backend!(
     the_first_update_is_corrected_for_bias,
     a_norm_that_is_not_finite_skips_the_update,
     clipping_scales_the_gradient,
+    operands_are_the_rounded_weights,
     threads_do_not_change_bits,
 );

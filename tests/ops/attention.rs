@@ -4,6 +4,8 @@ use sft::ops::AttentionShape;
 use std::ops::Range;
 
 struct Case {
+    /// Of all but lse.
+    format: DType,
     shape: AttentionShape,
     /// First row of each sequence, and the number of tokens.
     starts: Vec<i32>,
@@ -17,7 +19,10 @@ struct Outputs {
     dqkv: Vec<f32>,
 }
 
-fn case([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>, lengths: &[usize]) -> Case {
+fn case(
+    format: DType,
+    ([heads, kv_heads, head_dim], window, lengths): ([usize; 3], Option<usize>, &[usize]),
+) -> Case {
     let shape = AttentionShape {
         heads,
         kv_heads,
@@ -30,29 +35,32 @@ fn case([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>, lengths:
     }
     let tokens = lengths.iter().sum::<usize>();
     Case {
+        format,
         shape,
         starts,
-        qkv: normals(1, tokens * shape.qkv_size()),
-        dout: normals(2, tokens * shape.q_size()),
+        qkv: normals_in(format, 1, tokens * shape.qkv_size()),
+        dout: normals_in(format, 2, tokens * shape.q_size()),
     }
 }
 
-/// Nothing, one token, lengths around the block of 64 queries, groups of 3, a head of 80, windows
-/// of 1, 2, a block, and more than the sequence; sequences without tokens.
-fn cases() -> Vec<Case> {
-    vec![
-        case([3, 1, 4], None, &[]),
-        case([3, 1, 4], None, &[0]),
-        case([1, 1, 1], None, &[1]),
-        case([3, 1, 4], None, &[63, 1, 65, 64]),
-        case([2, 1, 3], None, &[129]),
-        case([2, 2, 80], None, &[5, 1, 7]),
-        case([6, 2, 16], Some(1), &[3, 37]),
-        case([3, 1, 8], Some(2), &[64, 5]),
-        case([3, 3, 4], Some(64), &[129, 63]),
-        case([3, 1, 4], Some(17), &[0, 131, 0, 2]),
-        case([2, 1, 8], Some(1000), &[31]),
-    ]
+/// Heads, key heads and width of a head; window; lengths. Nothing, one token, lengths around the block
+/// of 64 queries, groups of 3, a head of 80, windows of 1, 2, a block, and more than the sequence;
+/// sequences without tokens.
+fn cases() -> impl Iterator<Item = Case> {
+    let shapes: [([usize; 3], Option<usize>, &[usize]); 11] = [
+        ([3, 1, 4], None, &[]),
+        ([3, 1, 4], None, &[0]),
+        ([1, 1, 1], None, &[1]),
+        ([3, 1, 4], None, &[63, 1, 65, 64]),
+        ([2, 1, 3], None, &[129]),
+        ([2, 2, 80], None, &[5, 1, 7]),
+        ([6, 2, 16], Some(1), &[3, 37]),
+        ([3, 1, 8], Some(2), &[64, 5]),
+        ([3, 3, 4], Some(64), &[129, 63]),
+        ([3, 1, 4], Some(17), &[0, 131, 0, 2]),
+        ([2, 1, 8], Some(1000), &[31]),
+    ];
+    every_format_of(shapes).map(|(format, shape)| case(format, shape))
 }
 
 impl Case {
@@ -64,11 +72,18 @@ impl Case {
     fn alone(&self, rows: Range<usize>) -> Case {
         let part = |x: &[f32], width: usize| x[rows.start * width..rows.end * width].to_vec();
         Case {
+            format: self.format,
             shape: self.shape,
             starts: vec![0, rows.len() as i32],
             qkv: part(&self.qkv, self.shape.qkv_size()),
             dout: part(&self.dout, self.shape.q_size()),
         }
+    }
+
+    /// The columns of all queries, all keys or all values.
+    fn columns_of(&self, which: usize) -> Range<usize> {
+        let (q, kv) = (self.shape.q_size(), self.shape.kv_size());
+        [0..q, q..q + kv, q + kv..q + 2 * kv][which].clone()
     }
 
     /// Calls with each row and the rows that it sees: from its sequence's start or the window's, up
@@ -102,10 +117,10 @@ impl Case {
 fn run<B: Device>(backend: B, case: &Case) -> Outputs {
     let mut memory = Memory::new(backend);
     let starts = memory.put_indices(&case.starts);
-    let (qkv, dout) = (memory.put(&case.qkv), memory.put(&case.dout));
-    let out = memory.garbage(case.dout.len());
+    let [qkv, dout] = [&case.qkv, &case.dout].map(|x| memory.put_as(x, case.format));
+    let out = memory.garbage_as(case.dout.len(), case.format);
     let lse = memory.garbage(case.shape.heads * case.tokens());
-    let dqkv = memory.garbage(case.qkv.len());
+    let dqkv = memory.garbage_as(case.qkv.len(), case.format);
     memory
         .backend
         .attention_forward(case.shape, starts, qkv, out, lse);
@@ -156,7 +171,8 @@ fn reference(case: &Case, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
     (out, lse)
 }
 
-/// Absolute errors that float32 may show.
+/// Absolute errors that float32 may show, with P and dS kept in the operands' format on the way to
+/// the products.
 struct Bounds {
     out: Vec<f64>,
     lse: Vec<f64>,
@@ -205,33 +221,39 @@ fn bounds(case: &Case) -> Bounds {
             // P relative to itself: its own exponential and the total's, or lse; 4 for 1/Σ and so on.
             let of_p = epsilon + exponent + 4.0 + of_lse + 4.0;
 
-            let mut out_terms = vec![0.0; d];
+            let keeping = |x: f64| keeping(case.format, x);
+            let (mut out_terms, mut out_kept) = (vec![0.0; d], vec![0.0; d]);
             for j in seen.clone() {
                 let v = &qkv[case.columns(j, head)[2].clone()];
-                out_terms
-                    .iter_mut()
-                    .zip(v)
-                    .for_each(|(o, v)| *o += p(j) * v.abs());
+                for c in 0..d {
+                    out_terms[c] += p(j) * v[c].abs();
+                    out_kept[c] += keeping(p(j)) * v[c].abs();
+                }
             }
             let dout = &dout[(i * heads + head) * d..][..d];
-            for (bound, terms) in bounds.out[(i * heads + head) * d..]
-                .iter_mut()
-                .zip(&out_terms)
-            {
-                *bound = U * (of_p + of_keys + 1.0) * terms;
+            for c in 0..d {
+                bounds.out[(i * heads + head) * d + c] =
+                    U * (of_p + of_keys + 1.0) * out_terms[c] + out_kept[c];
             }
-            // dS = P (dP − δ), where |dP| + |δ| is at most Σ|dO V| + Σ|dO| Σ P|V|.
+            // dS = P (dP − δ), where |dP| + |δ| is at most Σ|dO V| + Σ|dO| Σ P|V|. δ is computed of
+            // the output as it is stored.
             let delta = dot_of_sizes(dout, &out_terms);
+            let delta_kept: f64 = (0..d)
+                .map(|c| dout[c].abs() * (out_kept[c] + keeping(out_terms[c] + out_kept[c])))
+                .sum();
             let of_ds = of_p + (of_p + of_keys + 1.0) + of_d + 4.0;
             for j in seen {
                 let [_, k, v] = case.columns(j, head);
                 let ds = p(j) * (dot_of_sizes(dout, &qkv[v.clone()]) + delta);
+                let ds_kept = p(j) * delta_kept + keeping(ds + p(j) * delta_kept);
                 for c in 0..d {
-                    let (key, query) = (qkv[k.start + c].abs(), q[c].abs());
-                    bounds.dqkv[q_columns.start + c] += U * (of_ds + of_keys + 3.0) * s * ds * key;
-                    bounds.dqkv[k.start + c] += U * (of_ds + of_queries + 3.0) * s * ds * query;
+                    let (key, query, dout) = (qkv[k.start + c].abs(), q[c].abs(), dout[c].abs());
+                    bounds.dqkv[q_columns.start + c] +=
+                        s * key * (U * (of_ds + of_keys + 3.0) * ds + ds_kept);
+                    bounds.dqkv[k.start + c] +=
+                        s * query * (U * (of_ds + of_queries + 3.0) * ds + ds_kept);
                     bounds.dqkv[v.start + c] +=
-                        U * (of_p + of_queries + 1.0) * p(j) * dout[c].abs();
+                        dout * (U * (of_p + of_queries + 1.0) * p(j) + keeping(p(j)));
                 }
             }
         });
@@ -244,7 +266,7 @@ fn forward_agrees_with_the_reference<B: Device>() {
         let outputs = run(B::with_threads(2), &case);
         let (out, lse) = reference(&case, &wide(&case.qkv));
         let bounds = bounds(&case);
-        assert_within("out", &outputs.out, &out, |i| bounds.out[i]);
+        assert_stored("out", case.format, &outputs.out, &out, |i| bounds.out[i]);
         assert_within("lse", &outputs.lse, &lse, |i| bounds.lse[i]);
     }
 }
@@ -255,7 +277,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let bounds = bounds(&case);
         assert_gradient(
             "dqkv",
-            F32,
+            case.format,
             &dqkv,
             &vec![0.0; dqkv.len()],
             &case.qkv,
@@ -265,25 +287,116 @@ fn backward_agrees_with_finite_differences<B: Device>() {
     }
 }
 
+/// As an eager framework computes it: the scores and their scaling rounded, the softmax and its
+/// gradient one operation each, the gradients of a group's heads rounded and added.
+fn plain(case: &Case, round: &dyn Fn(f64) -> f64) -> [Vec<f64>; 3] {
+    let AttentionShape {
+        heads, head_dim: d, ..
+    } = case.shape;
+    let (qkv, dout) = (wide(&case.qkv), wide(&case.dout));
+    let mut out = vec![0.0; dout.len()];
+    let mut lse = vec![0.0; heads * case.tokens()];
+    let mut dqkv = vec![0.0; qkv.len()];
+    for head in 0..heads {
+        // Of this head alone; k and v of the group's other heads are added below.
+        let mut of_head = vec![0.0; qkv.len()];
+        case.for_each_row(|i, seen| {
+            let q = case.columns(i, head)[0].clone();
+            let s = round(1.0 / (d as f64).sqrt());
+            let scores: Vec<f64> = (seen.clone())
+                .map(|j| {
+                    round(round(dot(&qkv[q.clone()], &qkv[case.columns(j, head)[1].clone()])) * s)
+                })
+                .collect();
+            let total: f64 = scores.iter().map(|s| s.exp()).sum();
+            lse[head * case.tokens() + i] = round(total.ln());
+            let p: Vec<f64> = scores.iter().map(|s| round(s.exp() / total)).collect();
+            let at = (i * heads + head) * d;
+            for (p, j) in p.iter().zip(seen.clone()) {
+                let v = &qkv[case.columns(j, head)[2].clone()];
+                (0..d).for_each(|c| out[at + c] += p * v[c]);
+            }
+            out[at..at + d].iter_mut().for_each(|o| *o = round(*o));
+
+            let dout = &dout[at..at + d];
+            let dp: Vec<f64> = (seen.clone())
+                .map(|j| round(dot(dout, &qkv[case.columns(j, head)[2].clone()])))
+                .collect();
+            let delta = dot(&p, &dp);
+            for ((p, dp), j) in p.iter().zip(&dp).zip(seen) {
+                let [_, k, v] = case.columns(j, head);
+                let ds = round(round(p * (dp - delta)) * s);
+                for c in 0..d {
+                    of_head[q.start + c] += ds * qkv[k.start + c];
+                    of_head[k.start + c] += ds * qkv[q.start + c];
+                    of_head[v.start + c] += p * dout[c];
+                }
+            }
+        });
+        for (sum, part) in dqkv.iter_mut().zip(of_head) {
+            *sum = round(*sum + round(part));
+        }
+    }
+    [out, lse, dqkv]
+}
+
+fn half_precision_errs_at_most_twice_as_the_plain_one<B: Device>() {
+    let shapes: [([usize; 3], Option<usize>, &[usize]); 3] = [
+        ([3, 1, 16], None, &[63, 1, 65]),
+        ([2, 2, 80], None, &[5, 33]),
+        ([6, 2, 8], Some(17), &[131]),
+    ];
+    for (format, shape) in every_format_of(shapes).filter(|(format, _)| *format != F32) {
+        let case = case(format, shape);
+        let outputs = run(B::with_threads(2), &case);
+        // Queries, keys and values apart, so that none hides behind a larger one.
+        let of = |x: &[f32], which: usize| -> Vec<f32> {
+            let rows = x.chunks(case.shape.qkv_size());
+            rows.flat_map(|row| row[case.columns_of(which)].to_vec())
+                .collect()
+        };
+        let dqkv = [0, 1, 2].map(|which| of(&outputs.dqkv, which));
+        let got = [
+            ("out", format, &outputs.out[..]),
+            ("lse", F32, &outputs.lse),
+            ("dq", format, &dqkv[0]),
+            ("dk", format, &dqkv[1]),
+            ("dv", format, &dqkv[2]),
+        ];
+        assert_twice_plain(format, got, |round| {
+            let [out, lse, dqkv] = plain(&case, round);
+            let of = |which: usize| -> Vec<f64> {
+                let rows = dqkv.chunks(case.shape.qkv_size());
+                rows.flat_map(|row| row[case.columns_of(which)].to_vec())
+                    .collect()
+            };
+            [out, lse, of(0), of(1), of(2)]
+        });
+    }
+}
+
 /// Scores of ±10⁴ make a hard choice, not an overflow.
 fn huge_scores_stay_finite<B: Device>() {
-    let mut case = case([2, 1, 8], None, &[70, 3]);
-    for row in case.qkv.chunks_mut(case.shape.qkv_size()) {
-        row[..24].iter_mut().for_each(|x| *x *= 100.0);
+    for format in FORMATS {
+        let mut case = case(format, ([2, 1, 8], None, &[70, 3]));
+        for row in case.qkv.chunks_mut(case.shape.qkv_size()) {
+            row[..24].iter_mut().for_each(|x| *x *= 100.0);
+        }
+        case.qkv = rounded(format, &case.qkv);
+        let outputs = run(B::with_threads(2), &case);
+        let (out, lse) = reference(&case, &wide(&case.qkv));
+        assert!(lse.iter().any(|&lse| lse > 1e4));
+        let bounds = bounds(&case);
+        assert_stored("out", format, &outputs.out, &out, |i| bounds.out[i]);
+        assert_within("lse", &outputs.lse, &lse, |i| bounds.lse[i]);
+        assert!(outputs.dqkv.iter().all(|g| g.is_finite()));
     }
-    let outputs = run(B::with_threads(2), &case);
-    let (out, lse) = reference(&case, &wide(&case.qkv));
-    assert!(lse.iter().any(|&lse| lse > 1e4));
-    let bounds = bounds(&case);
-    assert_within("out", &outputs.out, &out, |i| bounds.out[i]);
-    assert_within("lse", &outputs.lse, &lse, |i| bounds.lse[i]);
-    assert!(outputs.dqkv.iter().all(|g| g.is_finite()));
 }
 
 /// What stands before and behind a sequence does not show in its bits, forward or backward.
 fn a_packed_sequence_has_the_bits_of_one_alone<B: Device>() {
-    for window in [None, Some(33)] {
-        let packed = case([6, 2, 20], window, &[7, 129, 1, 65]);
+    for (format, window) in every_format_of([None, Some(33)]) {
+        let packed = case(format, ([6, 2, 20], window, &[7, 129, 1, 65]));
         let all = run(B::with_threads(2), &packed);
         let (q, row) = (packed.shape.q_size(), packed.shape.qkv_size());
         for starts in packed.starts.windows(2) {
@@ -307,7 +420,7 @@ fn a_packed_sequence_has_the_bits_of_one_alone<B: Device>() {
 
 /// A prompt's keys and values enter the cache at once, further ones row by row.
 fn decode_agrees_with_the_last_row<B: Device>() {
-    for (heads, window, length) in [
+    for (format, (heads, window, length)) in every_format_of([
         ([1, 1, 1], None, 1),
         ([3, 1, 8], None, 70),
         ([4, 4, 80], None, 5),
@@ -315,25 +428,26 @@ fn decode_agrees_with_the_last_row<B: Device>() {
         ([6, 2, 16], Some(2), 9),
         ([3, 1, 20], Some(64), 131),
         ([3, 1, 4], Some(1000), 131),
-    ] {
-        let case = case(heads, window, &[length]);
+    ]) {
+        let case = case(format, (heads, window, &[length]));
         let shape = case.shape;
         let (q, row) = (shape.q_size(), shape.qkv_size());
-        let forward = run(B::with_threads(2), &case).out;
+        let (expected, _) = reference(&case, &wide(&case.qkv));
+        let bounds = bounds(&case);
         let mut memory = Memory::new(B::with_threads(2));
         // A longer cache than there are tokens: its rest is neither read nor written.
-        let cache = memory.garbage((length + 3) * 2 * shape.kv_size());
+        let cache = memory.garbage_as((length + 3) * 2 * shape.kv_size(), format);
         let prompt = length / 2;
-        let rows = memory.put(&case.qkv[..prompt * row]);
+        let rows = memory.put_as(&case.qkv[..prompt * row], format);
         memory.backend.attention_cache(shape, 0, rows, cache);
         for t in prompt..length {
-            let qkv = memory.put(&case.qkv[t * row..][..row]);
-            let out = memory.garbage(q);
+            let qkv = memory.put_as(&case.qkv[t * row..][..row], format);
+            let out = memory.garbage_as(q, format);
             memory.backend.attention_cache(shape, t, qkv, cache);
             memory.backend.attention_decode(shape, t, qkv, cache, out);
-            let expected = wide(&forward[t * q..][..q]);
-            // Both are means of normal numbers, with roundings of some 1e-7 each.
-            assert_within("out", &memory.get(out), &expected, |_| 1e-6);
+            let expected = &expected[t * q..][..q];
+            let tolerance = |i: usize| bounds.out[t * q + i];
+            assert_stored("out", format, &memory.get(out), expected, tolerance);
         }
         let rest = cache.slice(length * 2 * shape.kv_size(), 3 * 2 * shape.kv_size());
         assert!(memory.get(rest).iter().all(|x| x.is_nan()));
@@ -341,32 +455,36 @@ fn decode_agrees_with_the_last_row<B: Device>() {
 }
 
 fn threads_do_not_change_bits<B: Device>() {
-    for window in [None, Some(50)] {
-        let case = case([6, 2, 20], window, &[131, 1, 67, 200]);
+    for (format, window) in every_format_of([None, Some(50)]) {
+        let case = case(format, ([6, 2, 20], window, &[131, 1, 67, 200]));
         assert_same_bits(|backend: B| {
             let outputs = run(backend, &case);
             vec![outputs.out, outputs.lse, outputs.dqkv]
         });
     }
-    let case = case([6, 2, 20], None, &[100]);
-    assert_same_bits(|backend: B| {
-        let mut memory = Memory::new(backend);
-        let q = case.shape.q_size();
-        let rows = case.qkv.chunks(case.shape.qkv_size());
-        let cache: Vec<f32> = rows.flat_map(|row| row[q..].to_vec()).collect();
-        let last = case.qkv.len() - case.shape.qkv_size();
-        let (qkv, cache) = (memory.put(&case.qkv[last..]), memory.put(&cache));
-        let out = memory.garbage(q);
-        memory
-            .backend
-            .attention_decode(case.shape, 99, qkv, cache, out);
-        vec![memory.get(out)]
-    });
+    for format in FORMATS {
+        let case = case(format, ([6, 2, 20], None, &[100]));
+        assert_same_bits(|backend: B| {
+            let mut memory = Memory::new(backend);
+            let q = case.shape.q_size();
+            let rows = case.qkv.chunks(case.shape.qkv_size());
+            let cache: Vec<f32> = rows.flat_map(|row| row[q..].to_vec()).collect();
+            let last = case.qkv.len() - case.shape.qkv_size();
+            let qkv = memory.put_as(&case.qkv[last..], format);
+            let cache = memory.put_as(&cache, format);
+            let out = memory.garbage_as(q, format);
+            memory
+                .backend
+                .attention_decode(case.shape, 99, qkv, cache, out);
+            vec![memory.get(out)]
+        });
+    }
 }
 
 on_every_backend!(
     forward_agrees_with_the_reference,
     backward_agrees_with_finite_differences,
+    half_precision_errs_at_most_twice_as_the_plain_one,
     huge_scores_stay_finite,
     a_packed_sequence_has_the_bits_of_one_alone,
     decode_agrees_with_the_last_row,

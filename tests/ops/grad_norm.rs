@@ -2,10 +2,14 @@ use crate::harness::*;
 use sft::ops::ClipStats;
 
 fn run<B: Device>(backend: B, gradients: &[f32], max_norm: f32) -> ClipStats {
+    run_scaled(backend, gradients, 1.0, max_norm)
+}
+
+fn run_scaled<B: Device>(backend: B, gradients: &[f32], unscale: f32, max_norm: f32) -> ClipStats {
     let mut memory = Memory::new(backend);
     let gradients = memory.put(gradients);
     let clip = memory.garbage(ClipStats::WIDTH);
-    memory.backend.grad_norm(gradients, 1.0, max_norm, clip);
+    memory.backend.grad_norm(gradients, unscale, max_norm, clip);
     ClipStats::from_slice(memory.get(clip).as_slice().try_into().unwrap())
 }
 
@@ -80,6 +84,39 @@ fn a_norm_beyond_float32_is_not_finite<B: Device>() {
     assert_eq!((clip.norm, clip.finite), (f32::INFINITY, 0.0));
 }
 
+/// A loss scale is a power of two, so scaling rounds nothing: the norm is that of the gradients
+/// without it, to the bit, and the optimizer's factor takes it out again.
+fn the_loss_scale_is_taken_out<B: Device>() {
+    let gradients = normals(1, 70_003);
+    for loss_scale in [1.0, 2.0, 65_536.0, 1.0 / 1024.0, 2f32.powi(30)] {
+        let scaled: Vec<f32> = gradients.iter().map(|g| g * loss_scale).collect();
+        for max_norm in [0.0, 1.0, 1e6] {
+            let plain = run(B::with_threads(2), &gradients, max_norm);
+            let clip = run_scaled(B::with_threads(2), &scaled, 1.0 / loss_scale, max_norm);
+            assert_eq!(clip.norm.to_bits(), plain.norm.to_bits());
+            // The factor may be rounded once more before the loss scale goes into it.
+            let factor = f64::from(plain.scale) / f64::from(loss_scale);
+            assert_within("scale", &[clip.scale], &[factor], |_| 2.0 * U * factor);
+            assert_eq!(clip.finite, 1.0);
+        }
+    }
+}
+
+/// Gradients that overflowed under the loss scale are found; a norm that only looks infinite under
+/// it is not.
+fn overflow_under_the_loss_scale_is_not_finite<B: Device>() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut gradients = vec![1.0; 1001];
+        gradients[1000] = bad;
+        let clip = run_scaled(B::with_threads(2), &gradients, 1.0 / 65_536.0, 1.0);
+        assert!(!clip.norm.is_finite());
+        assert_eq!(clip.finite, 0.0);
+    }
+    // The scaled norm is beyond float32, the true one is not.
+    let clip = run_scaled(B::with_threads(2), &[f32::MAX; 4], 0.25, 0.0);
+    assert_eq!((clip.norm, clip.finite), (f32::MAX / 2.0, 1.0));
+}
+
 fn threads_do_not_change_bits<B: Device>() {
     let gradients = normals(1, 300_007);
     assert_same_bits(|backend: B| {
@@ -95,5 +132,7 @@ on_every_backend!(
     one_bad_number_is_not_finite,
     large_and_tiny_gradients_keep_their_norm,
     a_norm_beyond_float32_is_not_finite,
+    the_loss_scale_is_taken_out,
+    overflow_under_the_loss_scale_is_not_finite,
     threads_do_not_change_bits,
 );

@@ -2,8 +2,8 @@ use crate::harness::*;
 use crate::precision::*;
 use sft::ops::LinearShape;
 
-/// (rows, inputs, outputs).
-const SHAPES: [(usize, usize, usize); 7] = [
+/// (rows, inputs, outputs): odd ones, and each of them beyond the tiles and panels of any backend.
+const SHAPES: [(usize, usize, usize); 10] = [
     (0, 5, 3),
     (1, 1, 1),
     (1, 80, 7),
@@ -11,9 +11,14 @@ const SHAPES: [(usize, usize, usize); 7] = [
     (64, 63, 65),
     (129, 33, 80),
     (2, 576, 130),
+    (300, 5, 7),
+    (3, 1030, 5),
+    (2, 7, 300),
 ];
 
 struct Case {
+    /// Of x, weight, dy and dx, and of y without a residual.
+    format: DType,
     shape: LinearShape,
     x: Vec<f32>,
     weight: Vec<f32>,
@@ -30,29 +35,37 @@ struct Gradients {
     dbias: Vec<f32>,
 }
 
-fn case((rows, inputs, outputs): (usize, usize, usize)) -> Case {
+fn case(format: DType, (rows, inputs, outputs): (usize, usize, usize)) -> Case {
     Case {
+        format,
         shape: LinearShape {
             rows,
             inputs,
             outputs,
         },
-        x: normals(1, rows * inputs),
-        weight: normals(2, outputs * inputs),
+        x: normals_in(format, 1, rows * inputs),
+        weight: normals_in(format, 2, outputs * inputs),
         bias: normals(3, outputs),
         residual: normals(4, rows * outputs),
-        dy: normals(5, rows * outputs),
+        dy: normals_in(format, 5, rows * outputs),
         dweight: normals(6, outputs * inputs),
         dbias: normals(7, outputs),
     }
 }
 
+impl Case {
+    /// With a residual y is the residual stream, which is float32.
+    fn format_of_y(&self, residual: bool) -> DType {
+        if residual { F32 } else { self.format }
+    }
+}
+
 fn forward<B: Device>(backend: B, case: &Case, bias: bool, residual: bool) -> Vec<f32> {
     let mut memory = Memory::new(backend);
-    let (x, weight) = (memory.put(&case.x), memory.put(&case.weight));
+    let [x, weight] = [&case.x, &case.weight].map(|x| memory.put_as(x, case.format));
     let bias = bias.then(|| memory.put(&case.bias));
     let residual = residual.then(|| memory.put(&case.residual));
-    let y = memory.garbage(case.dy.len());
+    let y = memory.garbage_as(case.dy.len(), case.format_of_y(residual.is_some()));
     memory
         .backend
         .linear_forward(case.shape, x, weight, bias, residual, y);
@@ -61,8 +74,9 @@ fn forward<B: Device>(backend: B, case: &Case, bias: bool, residual: bool) -> Ve
 
 fn backward<B: Device>(backend: B, case: &Case, bias: bool) -> Gradients {
     let mut memory = Memory::new(backend);
-    let (x, weight) = (memory.put(&case.x), memory.put(&case.weight));
-    let (dy, dx) = (memory.put(&case.dy), memory.garbage(case.x.len()));
+    let [x, weight] = [&case.x, &case.weight].map(|x| memory.put_as(x, case.format));
+    let dy = memory.put_as(&case.dy, case.format);
+    let dx = memory.garbage_as(case.x.len(), case.format);
     let (dweight, dbias) = (memory.put(&case.dweight), memory.put(&case.dbias));
     memory
         .backend
@@ -96,8 +110,8 @@ fn absolute(values: &[f32]) -> Vec<f64> {
 }
 
 fn forward_agrees_with_the_reference<B: Device>() {
-    for shape in SHAPES {
-        let case = case(shape);
+    for (format, shape) in every_format_of(SHAPES) {
+        let case = case(format, shape);
         let shape = case.shape;
         for (with_bias, with_residual) in
             [(false, false), (true, false), (false, true), (true, true)]
@@ -117,14 +131,15 @@ fn forward_agrees_with_the_reference<B: Device>() {
                 }
             }
             let roundings = sum_roundings(shape.inputs + 2) + 1.0;
-            assert_within("y", &y, &expected, |i| roundings * U * terms[i]);
+            let stored = case.format_of_y(with_residual);
+            assert_stored("y", stored, &y, &expected, |i| roundings * U * terms[i]);
         }
     }
 }
 
 fn backward_agrees_with_finite_differences<B: Device>() {
-    for shape in SHAPES {
-        let case = case(shape);
+    for (format, shape) in every_format_of(SHAPES) {
+        let case = case(format, shape);
         let LinearShape {
             rows,
             inputs,
@@ -146,7 +161,7 @@ fn backward_agrees_with_finite_differences<B: Device>() {
         let roundings = sum_roundings(outputs) + 1.0;
         assert_gradient(
             "dx",
-            F32,
+            format,
             &dx,
             &vec![0.0; dx.len()],
             &case.x,
@@ -188,15 +203,84 @@ fn backward_agrees_with_finite_differences<B: Device>() {
     }
 }
 
+/// A product rounds once, with the bias; what is added to rounds again.
+fn half_precision_errs_at_most_twice_as_the_plain_one<B: Device>() {
+    for (format, shape) in HALVES.into_iter().zip([(64, 63, 65), (129, 33, 80)]) {
+        let case = case(format, shape);
+        let (backend, shape) = (|| B::with_threads(2), case.shape);
+        let (y, sum) = (
+            forward(backend(), &case, true, false),
+            forward(backend(), &case, true, true),
+        );
+        let Gradients { dx, dweight, dbias } = backward(backend(), &case, true);
+        let got = [
+            ("y", format, &y[..]),
+            ("y with residual", F32, &sum),
+            ("dx", format, &dx),
+            ("dweight", F32, &dweight),
+            ("dbias", F32, &dbias),
+        ];
+        let (x, weight, dy) = (wide(&case.x), wide(&case.weight), wide(&case.dy));
+        let transposed = |values: &[f64], columns: usize| -> Vec<f64> {
+            let column = |c| values.iter().skip(c).step_by(columns).copied();
+            (0..columns).flat_map(column).collect()
+        };
+        let LinearShape {
+            rows,
+            inputs,
+            outputs,
+        } = shape;
+        assert_twice_plain(format, got, |round| {
+            let rounded = |values: Vec<f64>| values.into_iter().map(round).collect::<Vec<f64>>();
+            let product = |rows, inputs, outputs, a: &[f64], b: &[f64], bias: &[f64]| {
+                let shape = LinearShape {
+                    rows,
+                    inputs,
+                    outputs,
+                };
+                rounded(reference(shape, a, b, bias))
+            };
+            let add = |start: &[f32], change: &[f64]| {
+                let sums = wide(start).into_iter().zip(change);
+                sums.map(|(a, b)| round(round(a) + b)).collect::<Vec<f64>>()
+            };
+            let none = vec![0.0; inputs];
+            let bias = rounded(wide(&case.bias));
+            let y = product(rows, inputs, outputs, &x, &weight, &bias);
+            let dx = product(
+                rows,
+                outputs,
+                inputs,
+                &dy,
+                &transposed(&weight, inputs),
+                &none,
+            );
+            let (dy_t, x_t) = (transposed(&dy, outputs), transposed(&x, inputs));
+            let dweight = product(outputs, rows, inputs, &dy_t, &x_t, &none);
+            let dbias: Vec<f64> = dy_t.chunks(rows).map(|dy| round(dy.iter().sum())).collect();
+            let with_residual = add(&case.residual, &y);
+            [
+                y,
+                with_residual,
+                dx,
+                add(&case.dweight, &dweight),
+                add(&case.dbias, &dbias),
+            ]
+        });
+    }
+}
+
 fn without_a_bias_its_gradient_is_left_alone<B: Device>() {
-    let case = case((13, 7, 11));
-    assert_eq!(backward(B::with_threads(2), &case, false).dbias, case.dbias);
+    for format in FORMATS {
+        let case = case(format, (13, 7, 11));
+        assert_eq!(backward(B::with_threads(2), &case, false).dbias, case.dbias);
+    }
 }
 
 /// Sizes above those from which matrix products are cut for threads.
 fn threads_do_not_change_bits<B: Device>() {
-    for shape in [(257, 131, 193), (1, 300, 500), (700, 64, 3)] {
-        let case = case(shape);
+    for (format, shape) in every_format_of([(257, 131, 193), (1, 300, 500), (700, 64, 3)]) {
+        let case = case(format, shape);
         assert_same_bits(|backend: B| vec![forward(backend, &case, true, true)]);
         assert_same_bits(|backend: B| vec![forward(backend, &case, false, false)]);
         assert_same_bits(|backend: B| {
@@ -209,6 +293,7 @@ fn threads_do_not_change_bits<B: Device>() {
 on_every_backend!(
     forward_agrees_with_the_reference,
     backward_agrees_with_finite_differences,
+    half_precision_errs_at_most_twice_as_the_plain_one,
     without_a_bias_its_gradient_is_left_alone,
     threads_do_not_change_bits,
 );
