@@ -42,13 +42,15 @@ fn case(format: DType, [tokens, heads, kv_heads, head_dim]: [usize; 4]) -> Case 
 }
 
 /// Tokens, query heads, key heads, width of a head.
-const SHAPES: [[usize; 4]; 6] = [
+const SHAPES: [[usize; 4]; 8] = [
     [0, 2, 1, 8],
     [1, 1, 1, 1],
     [1, 6, 2, 80],
     [31, 3, 1, 7],
     [33, 4, 4, 16],
     [65, 3, 1, 64],
+    [900, 5, 1, 16],
+    [2, 3, 1, 256],
 ];
 
 fn cases() -> impl Iterator<Item = Case> {

@@ -1,8 +1,9 @@
 use crate::harness::*;
 use crate::precision::*;
 
-/// (tokens, hidden): empty, single, prime, around the 32 rows and the 64 columns of one task.
-const SHAPES: [(usize, usize); 8] = [
+/// (tokens, hidden): empty, single, prime, around the 32 rows and the 64 columns of one task; more rows
+/// than a GPU takes at a time, and around the widest row that one block holds.
+const SHAPES: [(usize, usize); 11] = [
     (0, 64),
     (1, 1),
     (1, 80),
@@ -11,6 +12,9 @@ const SHAPES: [(usize, usize); 8] = [
     (33, 65),
     (67, 129),
     (3, 576),
+    (300, 64),
+    (1, 8192),
+    (1, 8195),
 ];
 const EPS: f32 = 1e-5;
 

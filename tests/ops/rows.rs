@@ -17,7 +17,7 @@ fn case(tokens: usize, hidden: usize, rows: Vec<i32>) -> Case {
     }
 }
 
-/// Nothing of nothing, nothing of something, one, all, out of order, every third.
+/// Nothing of nothing, nothing of something, one, all, out of order, every third, a wide row.
 fn cases() -> Vec<Case> {
     vec![
         case(0, 5, vec![]),
@@ -26,6 +26,7 @@ fn cases() -> Vec<Case> {
         case(5, 80, (0..5).collect()),
         case(7, 3, vec![6, 0, 3]),
         case(131, 13, (0..131).step_by(3).collect()),
+        case(9, 644, vec![8, 2, 5]),
     ]
 }
 
