@@ -112,16 +112,31 @@ impl Modules {
     }
 }
 
-/// The operations whose source has the longest beginning of the kernel's name, to be asked in this
-/// order. An instance's name is put together by macros, so the whole of it stands nowhere.
-fn candidates<'a>(kernel: &str, sources: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+/// The operations whose source has the longest beginning of the kernel's name, and among those the
+/// ones whose own name agrees with it in most parts: to be asked in this order. An instance's name is
+/// put together by macros, so the whole of it stands nowhere.
+pub(super) fn candidates<'a>(
+    kernel: &str,
+    sources: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
     let ends = kernel.match_indices('_').map(|(end, _)| end);
     let mut beginnings: Vec<&str> = ends.map(|end| &kernel[..end + 1]).collect();
     beginnings.push(kernel);
     let known = |source: &str| beginnings.iter().rposition(|&part| source.contains(part));
+    let agreement = |op: &str| -> i32 {
+        op.split('_')
+            .map(|part| {
+                if kernel.split('_').any(|other| other == part) {
+                    1
+                } else {
+                    -1
+                }
+            })
+            .sum()
+    };
     let mut ranked: Vec<_> = sources
         .iter()
-        .filter_map(|&(op, source)| Some((known(source)?, (op, source))))
+        .filter_map(|&(op, source)| Some(((known(source)?, agreement(op)), (op, source))))
         .collect();
     ranked.sort_by_key(|&(rank, _)| std::cmp::Reverse(rank));
     ranked.into_iter().map(|(_, candidate)| candidate).collect()
@@ -312,6 +327,14 @@ mod tests {
         assert_eq!(asked("norm_pair_forward_bf16")[0], "norm_pair");
         assert_eq!(asked("norm_forward_bf16")[0], "norm");
         assert_eq!(asked("absent"), [""; 0]);
+
+        let instance = "KERNEL(product_nn_##size##_##suffix, …)";
+        let sources = [("product", instance), ("product_f32", instance)];
+        assert_eq!(
+            candidates("product_nn_64_f32", &sources)[0].0,
+            "product_f32"
+        );
+        assert_eq!(candidates("product_nn_64_bf16", &sources)[0].0, "product");
     }
 
     #[test]
