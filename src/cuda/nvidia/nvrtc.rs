@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cudarc::nvrtc::{result, sys};
 
 /// Flags beside the architecture.
-const FLAGS: [&str; 1] = ["--std=c++17"];
+const FLAGS: &[&str] = &["--std=c++17"];
 const OLDEST: (i32, i32) = (12, 0);
 
 /// Machine code (a cubin, or PTX for a device that the compiler does not know yet) of one source.
@@ -42,7 +42,7 @@ pub(super) fn compile(
             cached: true,
         });
     }
-    let image = run(op, source, &target)?;
+    let image = run(op, source, &target, FLAGS)?;
     if let Some(file) = file {
         // A cache that cannot be written costs time at the next start, nothing else.
         let _ = store(&file, &image);
@@ -138,8 +138,18 @@ fn architectures() -> Result<Vec<u32>, String> {
 fn check(code: sys::nvrtcResult) -> Result<(), String> {
     match code {
         sys::nvrtcResult::NVRTC_SUCCESS => Ok(()),
-        code => Err(format!("NVRTC: {code:?}")),
+        code => Err(format!("NVRTC: {}", describe(code))),
     }
+}
+
+fn describe(code: sys::nvrtcResult) -> String {
+    let advice = match code {
+        sys::nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE => {
+            " (libnvrtc-builtins must be found where libnvrtc was)"
+        }
+        _ => "",
+    };
+    format!("{code:?}{advice}")
 }
 
 /// A program of the compiler's, destroyed with this value.
@@ -152,7 +162,7 @@ impl Drop for Program {
     }
 }
 
-fn run(op: &str, source: &str, target: &str) -> Result<Vec<u8>, String> {
+fn run(op: &str, source: &str, target: &str, flags: &[&str]) -> Result<Vec<u8>, String> {
     let failed = |error| format!("NVRTC cannot compile {op}.cu for {target}: {error}");
     let text = CString::new(source).map_err(|error| failed(error.to_string()))?;
     let name = CString::new(format!("{op}.cu")).map_err(|error| failed(error.to_string()))?;
@@ -160,17 +170,15 @@ fn run(op: &str, source: &str, target: &str) -> Result<Vec<u8>, String> {
         .map(Program)
         .map_err(|error| failed(error.to_string()))?;
     let mut options = vec![format!("--gpu-architecture={target}")];
-    options.extend(FLAGS.map(str::to_owned));
+    options.extend(flags.iter().map(|&flag| flag.to_owned()));
     // SAFETY: the program is alive, here and below.
     if let Err(error) = unsafe { result::compile_program(program.0, &options) } {
         // SAFETY: as above.
         let log = unsafe { result::get_program_log(program.0) }.unwrap_or_default();
         let log: &[u8] = bytemuck::cast_slice(&log);
         let log = String::from_utf8_lossy(log);
-        return Err(failed(format!(
-            "{error}\n{}",
-            log.trim_end_matches(['\0', '\n'])
-        )));
+        let log = log.trim_end_matches(['\0', '\n']);
+        return Err(failed(format!("{}\n{log}", describe(error.0))));
     }
     let mut bytes = 0;
     let cubin = target.starts_with("sm_");
@@ -230,8 +238,13 @@ mod tests {
         }
         let mut problems = Vec::new();
         for (op, source) in SOURCES {
-            // The portable form: what follows it is the same in nvcc.
-            match run(op, source, "compute_80") {
+            // As far as the portable form and unoptimized: the rest is the same in nvcc.
+            match run(
+                op,
+                source,
+                "compute_80",
+                &[FLAGS, &["--device-debug"]].concat(),
+            ) {
                 Ok(ptx) => problems.extend(kernels_of(&ptx).iter().filter_map(|kernel| {
                     let (first, _) = candidates(kernel, SOURCES)[0];
                     (first != *op).then(|| format!("{kernel} of {op} is looked for in {first}"))
@@ -244,10 +257,10 @@ mod tests {
         let (op, source) = SOURCES[0];
         let newest = *architectures().unwrap().iter().max().unwrap();
         for target in ["sm_80", "sm_90a", &format!("sm_{newest}")] {
-            let cubin = run(op, source, target).unwrap();
+            let cubin = run(op, source, target, FLAGS).unwrap();
             assert!(cubin.starts_with(b"\x7fELF"), "{op} for {target}");
         }
-        let error = run("broken", "__global__ void f() { return 1 }", "sm_80").unwrap_err();
+        let error = run("broken", "__global__ void f() { return 1 }", "sm_80", FLAGS).unwrap_err();
         assert!(
             error.contains("broken.cu") && error.contains("sm_80"),
             "{error}"
