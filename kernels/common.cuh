@@ -242,6 +242,8 @@ __device__ __forceinline__ void mma_m16n8k16<f16>(float (&d)[4], const u32 (&a)[
 
 // ---- what is made of these ---------------------------------------------------------------------
 
+__device__ __forceinline__ float infinity() { return float_from_bits(0x7f800000u); }
+
 // Place in the warp, and of the warp in the block.
 __device__ __forceinline__ u32 lane() { return threadIdx.x % WARP; }
 __device__ __forceinline__ u32 warp() { return threadIdx.x / WARP; }
