@@ -106,3 +106,22 @@ fn the_scan_sees_every_form_of_an_import() {
     let modules: Vec<String> = imports(text).into_iter().map(|(_, m)| m).collect();
     assert_eq!(modules, ["error", "error", "ops", "capi"]);
 }
+
+/// What has not run on a GPU is said, kernel file by kernel file.
+#[test]
+fn the_readme_of_the_kernels_names_every_file() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `"));
+    let mut named: Vec<String> = rows
+        .filter_map(|row| Some(row.split_once('`')?.0.to_owned()))
+        .collect();
+    let mut files: Vec<String> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".cu"))
+        .collect();
+    named.sort();
+    files.sort();
+    assert_eq!(named, files);
+}

@@ -11,8 +11,10 @@ use sft::ops::Cpu;
 use sft::train::Network;
 use std::path::PathBuf;
 
+/// The folder beside this file; `SFT_FIXTURES` where the test runs away from its repository.
 fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("SFT_FIXTURES").map_or_else(here, PathBuf::from)
 }
 
 const MODELS: [&str; 6] = [

@@ -28,8 +28,10 @@ const RECORDER_KEYS: [&str; 6] = [
     "lora",
 ];
 
+/// The folder beside this file; `SFT_FIXTURES` where the test runs away from its repository.
 fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("SFT_FIXTURES").map_or_else(here, PathBuf::from)
 }
 
 fn read_json(path: &Path) -> Value {

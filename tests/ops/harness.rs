@@ -24,11 +24,16 @@ impl Device for Cpu {
     }
 }
 
-/// `threads` is the seed of the order in which threads run.
+/// The emulated device, where `threads` is the seed of the order in which threads run; or the GPU
+/// that `SFT_TEST_DEVICE` names, such as `cuda:0`.
 #[cfg(feature = "emulate")]
 impl Device for sft::cuda::Cuda {
     fn with_threads(threads: usize) -> Self {
-        sft::cuda::Cuda::emulated(threads as u64).unwrap()
+        let Ok(device) = std::env::var("SFT_TEST_DEVICE") else {
+            return sft::cuda::Cuda::emulated(threads as u64).unwrap();
+        };
+        let ordinal = device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        sft::cuda::Cuda::open(ordinal.expect("SFT_TEST_DEVICE is cuda:N")).unwrap()
     }
 }
 

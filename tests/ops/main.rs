@@ -13,6 +13,8 @@ mod cross_entropy;
 mod embedding;
 #[cfg(feature = "emulate")]
 mod emulator;
+#[cfg(feature = "emulate")]
+mod gpu;
 mod grad_norm;
 mod harness;
 mod linear;
