@@ -5,9 +5,6 @@
 
 #include "common.cuh"
 
-// The score of a key that is not seen.
-__device__ __forceinline__ float minus_infinity() { return float_from_bits(0xff800000); }
-
 // Some rows of one sequence.
 struct RowBlock {
     u32 sequence; // the sequence's first row among all rows

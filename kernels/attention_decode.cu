@@ -42,7 +42,7 @@ __device__ __forceinline__ void attend(const T* query, const T* keys, const T* v
     STATIC_SHARED(float, scratch, WARP);
     const u32 group = threadIdx.x / lanes, groups = THREADS / lanes;
     float result[COLUMNS] = {};
-    top = minus_infinity();
+    top = -infinity();
     total = 0.0f;
     for (u32 first = start; first < end; first += KEYS) {
         const u32 count = end - first < KEYS ? end - first : KEYS;
@@ -51,7 +51,7 @@ __device__ __forceinline__ void attend(const T* query, const T* keys, const T* v
             const float score = dot<PIECE>(query, keys + u64(first + j) * kv_width, head_dim, lanes,
                                            j < count);
             if (threadIdx.x % lanes == 0) {
-                p[j] = j < count ? score * scale : minus_infinity();
+                p[j] = j < count ? score * scale : -infinity();
             }
         }
         sync_threads();
@@ -139,7 +139,7 @@ __device__ void attention_combine(const float* parts, T* out, u32 heads, u32 hea
     const u32 head = blockIdx.x;
     const u64 step = u64(heads) * (head_dim + 2);
     const float* part = parts + head * (head_dim + 2);
-    float top = minus_infinity();
+    float top = -infinity();
     for (u32 i = 0; i < count; i++) {
         top = fmaxf(top, part[i * step + head_dim]);
     }

@@ -122,7 +122,7 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
     float top[ROWS], total[ROWS], result[ROWS][COLUMNS];
 #pragma unroll
     for (u32 r = 0; r < ROWS; r++) {
-        top[r] = minus_infinity();
+        top[r] = -infinity();
         total[r] = 0.0f;
         for (u32 n = 0; n < COLUMNS; n++) {
             result[r][n] = 0.0f;
@@ -140,7 +140,7 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u32 query = block.first + warp() * ROWS + r;
-            const float score = sees(query, keys + lane(), window) ? p[r] * scale : minus_infinity();
+            const float score = sees(query, keys + lane(), window) ? p[r] * scale : -infinity();
             const float new_top = fmaxf(top[r], warp_max(score));
             const float correction = expf(top[r] - new_top);
             top[r] = new_top;

@@ -7,12 +7,8 @@ use crate::ops::{Attention, AttentionShape, Indices, Region};
 /// Widest head of the kernels.
 const MAX_HEAD_DIM: usize = 256;
 
-/// Threads of a block of those without matrix instructions, and of the small kernels.
-const THREADS: usize = 256;
-
-/// Rows of a block's own, and of a tile that it loops over, without matrix instructions.
-const SIMT_ROWS: usize = 16;
-const SIMT_TILE: usize = 32;
+/// Threads of a block, but for the kernels with matrix instructions.
+const THREADS: u32 = 256;
 
 impl Attention for Cuda {
     fn attention_forward(
@@ -24,11 +20,6 @@ impl Attention for Cuda {
         lse: Region,
     ) {
         let tokens = checked_tokens(shape, qkv, out);
-        let blocks = shape.heads * row_blocks(tokens, seq_starts, SIMT_ROWS);
-        let launch = Launch::blocks(blocks, THREADS as u32).shared(
-            size_of::<f32>()
-                * ((SIMT_ROWS + SIMT_TILE) * simt_stride(shape) + SIMT_ROWS * SIMT_TILE),
-        );
         let mut arguments = vec![
             self.address(qkv),
             self.index_address(seq_starts),
@@ -36,11 +27,9 @@ impl Attention for Cuda {
             self.address(lse),
         ];
         arguments.extend(sizes(shape, seq_starts, tokens));
-        self.launch(
-            kernel!(qkv.dtype, "attention_forward_simt"),
-            launch,
-            &arguments,
-        );
+        let instance = Instance::forward(shape, qkv.dtype);
+        let launch = instance.launch(tokens, seq_starts, shape.heads);
+        self.launch(instance.kernel, launch, &arguments);
     }
 
     fn attention_backward(
@@ -81,9 +70,10 @@ impl Attention for Cuda {
                 number(heads),
                 number(lanes),
             ];
+            let blocks = (tokens * heads * lanes).div_ceil(THREADS as usize);
             self.launch(
                 kernel!(qkv.dtype, "attention_delta"),
-                Launch::blocks((tokens * heads * lanes).div_ceil(THREADS), THREADS as u32),
+                Launch::blocks(blocks, THREADS),
                 &arguments,
             );
 
@@ -97,19 +87,15 @@ impl Attention for Cuda {
             ];
             arguments.extend(sizes(shape, seq_starts, tokens));
             arguments.extend([number(first), number(count)]);
-            let blocks = row_blocks(tokens, seq_starts, SIMT_ROWS);
-            let shared = size_of::<f32>()
-                * (2 * (SIMT_ROWS + SIMT_TILE) * simt_stride(shape) + SIMT_ROWS * SIMT_TILE);
-            self.launch(
-                kernel!(qkv.dtype, "attention_backward_keys_simt"),
-                Launch::blocks(blocks * count, THREADS as u32).shared(shared),
-                &arguments,
-            );
-            self.launch(
-                kernel!(qkv.dtype, "attention_backward_queries_simt"),
-                Launch::blocks(blocks * heads, THREADS as u32).shared(shared),
-                &arguments,
-            );
+            for (instance, heads) in [
+                (Some(Instance::backward_keys(shape, qkv.dtype)), count),
+                (Instance::backward_values(shape, qkv.dtype), count),
+                (Some(Instance::backward_queries(shape, qkv.dtype)), heads),
+            ] {
+                let Some(instance) = instance else { continue };
+                let launch = instance.launch(tokens, seq_starts, heads);
+                self.launch(instance.kernel, launch, &arguments);
+            }
         }
     }
 
@@ -132,10 +118,10 @@ impl Attention for Cuda {
             number(row),
             number(usize::from(wide)),
         ];
-        let blocks = (rows * row / step).div_ceil(THREADS).min(1 << 16);
+        let blocks = (rows * row / step).div_ceil(THREADS as usize).min(1 << 16);
         self.launch(
             kernel!(qkv.dtype, "attention_cache"),
-            Launch::blocks(blocks, THREADS as u32),
+            Launch::blocks(blocks, THREADS),
             &arguments,
         );
     }
@@ -177,7 +163,7 @@ impl Attention for Cuda {
         ];
         self.launch(
             kernel!(qkv.dtype, "attention_decode"),
-            Launch::blocks(shape.heads * count, THREADS as u32),
+            Launch::blocks(shape.heads * count, THREADS),
             &arguments,
         );
         if let Some(parts) = parts {
@@ -190,7 +176,7 @@ impl Attention for Cuda {
             ];
             self.launch(
                 kernel!(qkv.dtype, "attention_combine"),
-                Launch::blocks(shape.heads, THREADS as u32),
+                Launch::blocks(shape.heads, THREADS),
                 &arguments,
             );
         }
@@ -213,12 +199,150 @@ fn checked_tokens(shape: AttentionShape, qkv: Region, out: Region) -> usize {
     tokens
 }
 
-/// Blocks of `rows` rows that sequences of unknown lengths can make.
-fn row_blocks(tokens: usize, seq_starts: Indices, rows: usize) -> usize {
-    if tokens == 0 {
-        return 0;
+/// A kernel that gives blocks of rows to thread blocks, and what it is launched with.
+struct Instance {
+    kernel: &'static str,
+    /// Rows of a block.
+    rows: usize,
+    threads: u32,
+    shared_bytes: usize,
+}
+
+/// The name of a kernel's instance for a width of heads and a half-precision format.
+macro_rules! width_kernel {
+    ($dtype:expr, $width:expr, $name:literal, $($known:literal),+) => {
+        match ($width, $dtype) {
+            $(
+                ($known, DType::BF16) => concat!($name, "_", $known, "_bf16"),
+                ($known, DType::F16) => concat!($name, "_", $known, "_f16"),
+            )+
+            (width, dtype) => unreachable!("no {} of {width} in {dtype}", $name),
+        }
+    };
+}
+
+impl Instance {
+    /// A block keeps its queries and one tile of keys and of values in shared memory.
+    fn forward(shape: AttentionShape, dtype: DType) -> Self {
+        match mma_width(shape, dtype) {
+            None => Self::simt(shape, kernel!(dtype, "attention_forward_simt"), 1),
+            Some(width) => {
+                let (rows, keys) = match width {
+                    256 => (64, 64),
+                    128 => (128, 32),
+                    _ => (128, 64),
+                };
+                Self {
+                    kernel: width_kernel!(dtype, width, "attention_forward", 64, 80, 96, 128, 256),
+                    rows,
+                    threads: 128,
+                    shared_bytes: (rows + 2 * keys) * width * dtype.size(),
+                }
+            }
+        }
     }
-    tokens / rows + seq_starts.len - 1
+
+    /// The gradients of keys and values; with matrix instructions and the widest heads that of keys.
+    fn backward_keys(shape: AttentionShape, dtype: DType) -> Self {
+        match mma_width(shape, dtype) {
+            None => Self::simt(shape, kernel!(dtype, "attention_backward_keys_simt"), 2),
+            Some(width) => Self::backward_keys_mma(
+                width_kernel!(
+                    dtype,
+                    width,
+                    "attention_backward_keys",
+                    64,
+                    80,
+                    96,
+                    128,
+                    256
+                ),
+                width,
+            ),
+        }
+    }
+
+    /// The gradient of values where it has a kernel of its own.
+    fn backward_values(shape: AttentionShape, dtype: DType) -> Option<Self> {
+        let width = mma_width(shape, dtype).filter(|&width| width == 256)?;
+        let kernel = width_kernel!(dtype, width, "attention_backward_values", 256);
+        Some(Self::backward_keys_mma(kernel, width))
+    }
+
+    /// A block keeps its keys and values, two tiles of queries and of dout, and lse and δ of these.
+    fn backward_keys_mma(kernel: &'static str, width: usize) -> Self {
+        let (rows, queries) = match width {
+            64 => (128, 32),
+            256 => (64, 16),
+            _ => (64, 32),
+        };
+        Self {
+            kernel,
+            rows,
+            threads: 128,
+            shared_bytes: (2 * rows + 4 * queries) * width * 2 + 4 * queries * size_of::<f32>(),
+        }
+    }
+
+    /// A block keeps its queries and dout, lse and δ of these, and two tiles of keys and of values.
+    fn backward_queries(shape: AttentionShape, dtype: DType) -> Self {
+        match mma_width(shape, dtype) {
+            None => Self::simt(shape, kernel!(dtype, "attention_backward_queries_simt"), 2),
+            Some(width) => {
+                let (rows, keys) = if width == 256 { (64, 16) } else { (128, 32) };
+                Self {
+                    kernel: width_kernel!(
+                        dtype,
+                        width,
+                        "attention_backward_queries",
+                        64,
+                        80,
+                        96,
+                        128,
+                        256
+                    ),
+                    rows,
+                    threads: 128,
+                    shared_bytes: (2 * rows + 4 * keys) * width * dtype.size()
+                        + 2 * rows * size_of::<f32>(),
+                }
+            }
+        }
+    }
+
+    /// Without matrix instructions a block keeps `tensors` tensors' rows of its own and as many tiles,
+    /// an odd number of floats apart, and a row of a tile's length for each of its own.
+    fn simt(shape: AttentionShape, kernel: &'static str, tensors: usize) -> Self {
+        const ROWS: usize = 16;
+        const TILE: usize = 32;
+        let floats = tensors * (ROWS + TILE) * (shape.head_dim | 1) + ROWS * TILE;
+        Self {
+            kernel,
+            rows: ROWS,
+            threads: THREADS,
+            shared_bytes: floats * size_of::<f32>(),
+        }
+    }
+
+    /// Blocks for as many rows as sequences of unknown lengths can need, for each of some heads.
+    fn launch(&self, tokens: usize, seq_starts: Indices, heads: usize) -> Launch {
+        let blocks = match tokens {
+            0 => 0,
+            _ => tokens / self.rows + seq_starts.len - 1,
+        };
+        Launch::blocks(blocks * heads, self.threads).shared(self.shared_bytes)
+    }
+}
+
+/// The width of the kernels with matrix instructions that take these heads, if any do: halves, and
+/// rows of whole 16 bytes. Narrower heads are filled up with zeros.
+fn mma_width(shape: AttentionShape, dtype: DType) -> Option<usize> {
+    if dtype == DType::F32 || !shape.head_dim.is_multiple_of(piece(dtype)) {
+        return None;
+    }
+    [64, 80, 96, 128, 256]
+        .into_iter()
+        .find(|&width| shape.head_dim <= width)
 }
 
 /// The arguments from `sequences` to `scale` that forward and backward share.
@@ -241,11 +365,6 @@ fn number(x: usize) -> Arg {
 
 fn scale(shape: AttentionShape) -> f32 {
     (1.0 / (shape.head_dim as f64).sqrt()) as f32
-}
-
-/// Floats between rows of a tile without matrix instructions.
-fn simt_stride(shape: AttentionShape) -> usize {
-    shape.head_dim | 1
 }
 
 /// Numbers of 16 bytes.
