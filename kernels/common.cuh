@@ -112,8 +112,19 @@ template <class T> __device__ __forceinline__ Vec<T> load16(const T* from) {
     *reinterpret_cast<uint4*>(&result) = *reinterpret_cast<const uint4*>(from);
     return result;
 }
+// In assembly, as an assignment becomes four stores in some kernels. Which of the two memories it is
+// the compiler knows.
 template <class T> __device__ __forceinline__ void store16(T* to, Vec<T> value) {
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&value);
+    const uint4 words = *reinterpret_cast<const uint4*>(&value);
+    if (__isGlobal(to)) {
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                     "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+                     : "memory");
+    } else {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_shared(to)),
+                     "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+                     : "memory");
+    }
 }
 
 // ---- arithmetic --------------------------------------------------------------------------------
