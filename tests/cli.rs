@@ -398,7 +398,6 @@ fn train_refuses_before_it_loads_anything() {
     for (flags, word) in [
         (["--learning_rate", "NaN"], "learning_rate"),
         (["--max-length", "0"], "max_length"),
-        (["--bf16", "true"], "bf16"),
         (["--device", "cuda"], "CUDA"),
         (["--model_name_or_path", "nowhere"], "nowhere"),
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -168,8 +168,6 @@ fn a_trl_value_that_is_not_supported_is_refused_by_name() {
 #[test]
 fn what_is_not_built_yet_is_refused_when_the_run_is_checked() {
     for (yaml, key) in [
-        ("bf16: true", "bf16"),
-        ("fp16: true", "fp16"),
         ("use_peft: true", "use_peft"),
         (
             "resume_from_checkpoint: out/checkpoint-5",
@@ -181,7 +179,39 @@ fn what_is_not_built_yet_is_refused_when_the_run_is_checked() {
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.to_string().starts_with(key), "{error}");
     }
-    assert_eq!(contradiction("device: cuda:1").kind(), ErrorKind::Device);
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_cuda_device_names_the_feature_that_the_build_lacks() {
+    for device in ["cuda", "cuda:1"] {
+        let error = contradiction(&format!("device: {device}"));
+        assert_eq!(error.kind(), ErrorKind::Device);
+        let text = error.to_string();
+        let named = text.starts_with(&format!("device: {device} ")) && text.contains("`cuda`");
+        assert!(named, "{text}");
+    }
+}
+
+#[test]
+fn the_number_format_follows_the_keys_and_the_device() {
+    use sft::dtype::DType::{BF16, F16, F32};
+    for (yaml, cpu, cuda) in [
+        ("", F32, BF16),
+        ("bf16: null", F32, BF16),
+        ("bf16: true", BF16, BF16),
+        ("bf16: false", F32, F32),
+        ("fp16: true", F16, F16),
+        ("bf16: false\nfp16: true", F16, F16),
+    ] {
+        let config = config(&format!("model_name_or_path: m\n{yaml}")).unwrap();
+        config.validate().unwrap();
+        assert_eq!(
+            (config.precision(false), config.precision(true)),
+            (cpu, cuda),
+            "{yaml}"
+        );
+    }
 }
 
 #[test]

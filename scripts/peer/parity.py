@@ -1,6 +1,7 @@
 """Run the real SFTTrainer on the tiny models and write what every update did."""
 import json
 import logging
+import math
 import pathlib
 import tempfile
 import time
@@ -45,6 +46,21 @@ def cases():
         case(f"{m}.assistant-only", model=m, format="messages", assistant_only_loss=True)
         case(f"{m}.messages.accum1.f64", model=m, format="messages", learning_rate=RATES["messages"], dtype="float64",
              eval_rows=16, eval_strategy="steps", eval_steps=5)
+
+    # Mixed precision: the float32 twin of X.bf16 and X.fp16 is X.
+    for m in MODEL_NAMES:
+        case(f"{m}.text.accum1.bf16", model=m, format="text", learning_rate=RATES["text"], bf16=True)
+        case(f"{m}.text.accum1.fp16", model=m, format="text", learning_rate=RATES["text"], fp16=True)
+    for m in ("llama-tiny", "qwen3-tiny"):
+        case(f"{m}.messages.accum1.bf16", model=m, format="messages", learning_rate=RATES["messages"], bf16=True,
+             eval_rows=16, eval_strategy="steps", eval_steps=5)
+        case(f"{m}.messages.accum4.bf16", model=m, format="messages", learning_rate=RATES["messages"], bf16=True,
+             per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    # One supervised token an update: the first scale is too large for the peer, whose gradients of weights are float16.
+    case("llama-tiny.overflow.fp16", model="llama-tiny", format="text", max_length=2, per_device_train_batch_size=1,
+         learning_rate=1e-4, fp16=True)
+    case("qwen2-tiny.packing.multi.bf16", model="qwen2-tiny", format="text", packing=True, packing_strategy="bfd",
+         max_length=512, per_device_train_batch_size=1, gradient_accumulation_steps=2, bf16=True)
 
     tiny = dict(model="llama-tiny")
     for name, kw in {
@@ -112,6 +128,11 @@ def token_weighted_loss(model, dataset):
     return total / count, count
 
 
+def number(x):
+    """JSON has no NaN."""
+    return x if math.isfinite(x) else str(x)
+
+
 def digest(model):
     """Per trained parameter: L2 norm and plain sum, in float64. Enough to see which tensor went another way."""
     return {n.replace(".default.", "."): [p.detach().double().norm().item(), p.detach().double().sum().item()]
@@ -160,13 +181,15 @@ def run(name, settings):
     model = load_model(s["model"], s["dtype"])
     if "lora" in s:
         model = add_lora(model, name, s["lora"])
-    micro, updates, evals, stopper = [], [], [], None
+    micro, scales, updates, evals, stopper = [], [], [], [], None
 
     class Recorder(SFTTrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
             labels = inputs["labels"]
             shape = dict(rows=labels.shape[0], positions=labels.numel(),
                          supervised_tokens=int((labels[:, 1:] != -100).sum()))
+            if self.accelerator.scaler is not None:
+                scales.append(self.accelerator.scaler.get_scale())
             loss = super().training_step(model, inputs, num_items_in_batch)
             micro.append(dict(loss=loss.item(), n=int(num_items_in_batch), **shape))
             return loss
@@ -188,11 +211,14 @@ def run(name, settings):
                 n = sum(m["supervised_tokens"] for m in micro)
                 assert all(m["n"] == n for m in micro)
                 updates.append(dict(
-                    step=state.global_step, loss=sum(m["loss"] for m in micro), grad_norm=logs["grad_norm"],
+                    step=state.global_step, loss=sum(m["loss"] for m in micro), grad_norm=number(logs["grad_norm"]),
                     learning_rate=logs["learning_rate"], supervised_tokens=n, num_tokens=int(logs["num_tokens"]),
                     mean_token_accuracy=logs["mean_token_accuracy"], entropy=logs["entropy"], epoch=logs["epoch"],
                     logged_loss=logs["loss"],
                     micro_batches=[[m["rows"], m["positions"], m["supervised_tokens"], m["loss"]] for m in micro]))
+                if scales:  # accelerate does not notice what the fused optimizer skips, the scale does
+                    updates[-1].update(loss_scale=scales[-1],
+                                       skipped=trainer.accelerator.scaler.get_scale() < scales[-1])
                 micro.clear()
 
         def on_evaluate(self, args, state, control, metrics=None, **kw):
@@ -206,14 +232,18 @@ def run(name, settings):
         stopper = EarlyStoppingCallback(s["early_stopping_patience"], s["early_stopping_threshold"])
         callbacks.append(stopper)
     with tempfile.TemporaryDirectory() as tmp:
-        args = SFTConfig(output_dir=tmp, use_cpu=True, bf16=False, gradient_checkpointing=False, logging_steps=1,
+        args = SFTConfig(output_dir=tmp, use_cpu=True, gradient_checkpointing=False, logging_steps=1,
                          report_to=[], disable_tqdm=True, dataloader_num_workers=0,
-                         **{"save_strategy": "no", **{k: v for k, v in s.items() if k not in RECORDER_KEYS}})
+                         **{"save_strategy": "no", "bf16": False, **{k: v for k, v in s.items() if k not in RECORDER_KEYS}})
         trainer = Recorder(
             model=model, args=args, processing_class=tok, callbacks=callbacks,
             train_dataset=Dataset.from_list(rows("train", s["format"], s["train_rows"])),
             eval_dataset=Dataset.from_list(rows("test", s["format"], s["eval_rows"])) if s["eval_rows"] else None)
         trainer.remove_callback(PrinterCallback)
+        if s.get("fp16"):
+            # accelerate ignores fp16 on a CPU and would train in float32: give it what it sets up on a GPU.
+            trainer.accelerator.native_amp = True
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
         assert all(p.dtype == getattr(torch, s["dtype"]) for p in model.parameters())
         result = trainer.train()
         state = trainer.state

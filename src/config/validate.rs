@@ -117,14 +117,6 @@ impl Config {
         if self.bf16 == Some(true) && self.fp16 {
             return wrong("bf16, fp16: both are true; choose one");
         }
-        if self.bf16 == Some(true) {
-            return unsupported(
-                "bf16: true is not supported yet: remove the key to train in float32",
-            );
-        }
-        if self.fp16 {
-            return unsupported("fp16: true is not supported yet: set it to false for float32");
-        }
         if self.use_peft {
             return unsupported("use_peft: adapters are not supported yet: set it to false");
         }
@@ -137,9 +129,12 @@ impl Config {
                 );
             }
         }
-        if let Device::Cuda(_) = self.device {
+        if let Device::Cuda(_) = self.device
+            && !cfg!(feature = "cuda")
+        {
             let message = format!(
-                "device: {} needs a build with CUDA, and this one has the CPU only; use `cpu`",
+                "device: {} needs CUDA, and this build has the CPU only; build with the feature \
+                 `cuda` (cargo build --features cuda), or use `cpu`",
                 self.device
             );
             return Err(Error::new(ErrorKind::Device, message));

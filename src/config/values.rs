@@ -139,6 +139,9 @@ pub enum Device {
     Cpu,
     /// A CUDA device by its index.
     Cuda(u32),
+    /// For tests of the library: the CUDA kernels compiled for the CPU, written `cuda-emulated`.
+    #[cfg(feature = "emulate")]
+    CudaEmulated,
 }
 
 impl fmt::Display for Device {
@@ -148,6 +151,8 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(0) => f.write_str("cuda"),
             Device::Cuda(index) => write!(f, "cuda:{index}"),
+            #[cfg(feature = "emulate")]
+            Device::CudaEmulated => f.write_str("cuda-emulated"),
         }
     }
 }
@@ -160,6 +165,8 @@ impl FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             "cuda" => Ok(Device::Cuda(0)),
+            #[cfg(feature = "emulate")]
+            "cuda-emulated" => Ok(Device::CudaEmulated),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|index| index.parse().ok())

@@ -3,8 +3,12 @@
 use super::any_network::AnyNetwork;
 use super::hooks::Hooks;
 use crate::config::{Config, Device};
+#[cfg(feature = "cuda")]
+use crate::cuda::Cuda;
 use crate::dtype::DType;
-use crate::error::{Error, ErrorKind, Result};
+#[cfg(not(feature = "cuda"))]
+use crate::error::{Error, ErrorKind};
+use crate::error::{Result, ResultExt};
 use crate::memory::Workload;
 use crate::model::{ModelSpec, ParamTable};
 use crate::ops::{Backend, Cpu};
@@ -19,39 +23,71 @@ pub(super) struct Needs {
     pub workspace: usize,
 }
 
-/// A device that is ready, with the number format of the run.
-pub(super) struct OpenDevice {
-    backend: AnyBackend,
-    precision: DType,
+impl Needs {
+    fn of_cpu(config: &Config) -> Self {
+        Self {
+            precision: config.precision(false),
+            workspace: Cpu::WORKSPACE_BYTES,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn of_cuda(config: &Config) -> Self {
+        Self {
+            precision: config.precision(true),
+            workspace: Cuda::WORKSPACE_BYTES,
+        }
+    }
 }
 
-enum AnyBackend {
-    Cpu(Cpu),
+/// A device that is ready for a network.
+pub(super) enum OpenDevice {
+    Cpu(Cpu, Needs),
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda, Needs),
 }
 
 impl OpenDevice {
-    /// Opens the device that the configuration names.
+    /// Opens the device that the configuration names; `auto` is the first CUDA device where there is
+    /// one that works, else the CPU, and the log says why.
     ///
     /// # Errors
     /// `Device` naming what is missing.
-    pub fn open(config: &Config, _hooks: &mut Hooks) -> Result<Self> {
-        let cpu = |threads: Option<usize>| Cpu::new(threads.unwrap_or(0)).map(AnyBackend::Cpu);
-        let backend = match config.device {
-            Device::Auto | Device::Cpu => cpu(config.threads)?,
-            Device::Cuda(_) => return Err(not_in_this_build(config.device)),
-        };
-        let precision = config.precision(false);
-        Ok(Self { backend, precision })
+    pub fn open(config: &Config, hooks: &mut Hooks) -> Result<Self> {
+        match config.device {
+            Device::Auto => match open_cuda(config, 0) {
+                Ok(device) => Ok(device),
+                Err(error) => {
+                    // Without CUDA in the build there was nothing to hope for.
+                    if cfg!(feature = "cuda") {
+                        hooks.info(format!("device: auto is the CPU: {error}"));
+                    }
+                    Self::open_cpu(config)
+                }
+            },
+            Device::Cpu => Self::open_cpu(config),
+            Device::Cuda(ordinal) => {
+                open_cuda(config, ordinal).context(|| format!("device: {}", config.device))
+            }
+            #[cfg(feature = "emulate")]
+            Device::CudaEmulated => {
+                let backend = Cuda::emulated(EMULATION_SEED)?;
+                Ok(Self::Cuda(backend, Needs::of_cuda(config)))
+            }
+        }
+    }
+
+    fn open_cpu(config: &Config) -> Result<Self> {
+        let backend = Cpu::new(config.threads.unwrap_or(0))?;
+        Ok(Self::Cpu(backend, Needs::of_cpu(config)))
     }
 
     /// What this device asks of the memory plan.
     pub fn needs(&self) -> Needs {
-        let workspace = match self.backend {
-            AnyBackend::Cpu(_) => Cpu::WORKSPACE_BYTES,
-        };
-        Needs {
-            precision: self.precision,
-            workspace,
+        match self {
+            Self::Cpu(_, needs) => *needs,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, needs) => *needs,
         }
     }
 
@@ -65,21 +101,40 @@ impl OpenDevice {
         table: ParamTable,
         work: Workload,
     ) -> Result<Box<dyn AnyNetwork>> {
-        Ok(match self.backend {
-            AnyBackend::Cpu(cpu) => Box::new(Network::new(cpu, spec, table, work)?),
+        Ok(match self {
+            Self::Cpu(cpu, _) => Box::new(Network::new(cpu, spec, table, work)?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda, _) => Box::new(Network::new(cuda, spec, table, work)?),
         })
     }
 }
 
-/// What the device of a run will ask of the memory plan.
+/// What the device of a run will ask of the memory plan. Only `auto` looks at the machine: a plan for a
+/// named device can be made without it.
 ///
 /// # Errors
 /// As [`OpenDevice::open`].
 pub(super) fn needs(config: &Config, hooks: &mut Hooks) -> Result<Needs> {
-    Ok(OpenDevice::open(config, hooks)?.needs())
+    match config.device {
+        Device::Cpu => Ok(Needs::of_cpu(config)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Ok(Needs::of_cuda(config)),
+        _ => Ok(OpenDevice::open(config, hooks)?.needs()),
+    }
 }
 
-fn not_in_this_build(device: Device) -> Error {
-    let message = format!("device: {device} is not in this build; use `cpu`");
-    Error::new(ErrorKind::Device, message)
+/// The order in which the emulator runs threads: any will do.
+#[cfg(feature = "emulate")]
+const EMULATION_SEED: u64 = 1;
+
+#[cfg(feature = "cuda")]
+fn open_cuda(config: &Config, ordinal: u32) -> Result<OpenDevice> {
+    let backend = Cuda::open(ordinal as usize)?;
+    Ok(OpenDevice::Cuda(backend, Needs::of_cuda(config)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: &Config, _: u32) -> Result<OpenDevice> {
+    let message = "CUDA is not in this build; build with the feature `cuda`, or use `cpu`";
+    Err(Error::new(ErrorKind::Device, message))
 }

@@ -17,8 +17,10 @@
 //!   rule counts it. The loss is computed before the scale is applied, so a NaN loss is always the
 //!   model's and always counted. (GradScaler has no smallest scale: a broken model makes it halve for
 //!   ever, towards zero gradients.)
-//! - **What else does a skipped update advance?** As with transformers and accelerate, its number and
-//!   the epoch; not the optimizer's step count and not the learning-rate schedule.
+//! - **What else does a skipped update advance?** Its number, the epoch and the learning-rate schedule,
+//!   so that the learning rate depends on the update's number alone; not the optimizer's own count of
+//!   steps. So does the peer with its default, the fused AdamW. (With `optim: adamw_torch` its schedule
+//!   waits: accelerate sees only what the optimizer did not do itself.)
 
 use crate::report::MIN_LOSS_SCALE;
 use serde::{Deserialize, Serialize};

@@ -53,8 +53,6 @@ pub struct Session {
     journal: Journal,
     started: Instant,
     step: u64,
-    /// Updates that the learning-rate schedule has seen: those that the loss scale did not skip.
-    schedule_step: u64,
     /// In float16.
     loss_scale: Option<LossScale>,
     skipped_updates: u64,
@@ -127,7 +125,6 @@ impl Session {
             journal,
             started: Instant::now(),
             step: 0,
-            schedule_step: 0,
             loss_scale: (precision == DType::F16).then(LossScale::default),
             skipped_updates: 0,
             epoch: 0.0,

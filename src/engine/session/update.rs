@@ -21,7 +21,7 @@ impl Session {
         epoch_end: bool,
     ) -> Result<StepReport> {
         let clock = Instant::now();
-        let learning_rate = self.schedule.lr(self.schedule_step);
+        let learning_rate = self.schedule.lr(self.step);
         // Counted over all micro-batches first: the loss is a mean over the whole update.
         let supervised: usize = micro_batches.iter().map(Batch::supervised).sum();
         let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
@@ -86,9 +86,6 @@ impl Session {
     fn count_update(&mut self, supervised: bool, finite: bool) {
         let skipped = supervised && !finite;
         self.skipped_updates += u64::from(skipped);
-        // As the peer does: the schedule waits where the loss scale skips an update, and goes on where
-        // there is none.
-        self.schedule_step += u64::from(!(skipped && self.loss_scale.is_some()));
         if let Some(state) = self.loss_scale.as_mut().filter(|_| supervised) {
             let before = state.scale();
             state.observe(finite);
