@@ -1,5 +1,6 @@
 //! The network against the peer's float64 computation of the same models: logits, loss, and the
-//! gradient of every tensor.
+//! gradient of every tensor. In half precision it may be off by at most twice what the peer's own
+//! mixed precision is off.
 
 use serde_json::Value;
 use sft::data::{Batch, IGNORE};
@@ -26,7 +27,27 @@ const MODELS: [&str; 6] = [
     "mistral-tiny",
 ];
 
+const FORMATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// What a trainer multiplies the loss by, so that float16 holds small gradients.
+fn loss_scale(precision: DType) -> f64 {
+    match precision {
+        DType::F16 => 65536.0,
+        DType::F32 | DType::BF16 => 1.0,
+    }
+}
+
 fn network(model: &str, purpose: Purpose, tokens: usize, threads: usize) -> Network<Cpu> {
+    network_in(DType::F32, model, purpose, tokens, threads)
+}
+
+fn network_in(
+    precision: DType,
+    model: &str,
+    purpose: Purpose,
+    tokens: usize,
+    threads: usize,
+) -> Network<Cpu> {
     let dir = fixtures().join("models").join(model);
     let spec = ModelSpec::from_dir(&dir).unwrap();
     let table = ParamTable::new(&spec);
@@ -36,7 +57,7 @@ fn network(model: &str, purpose: Purpose, tokens: usize, threads: usize) -> Netw
         sequence_length: tokens,
         stats: tokens,
         head_rows: 7,
-        precision: DType::F32,
+        precision,
         workspace: 0,
     };
     let mut network = Network::new(Cpu::new(threads).unwrap(), spec, table, work).unwrap();
@@ -144,19 +165,92 @@ fn logits_loss_and_gradients_match_float64() {
 /// Gradients of all tensors and the loss of some micro-batches of one update.
 fn gradients(mut network: Network<Cpu>, micro_batches: &[Batch]) -> (Vec<Vec<f32>>, f64) {
     let supervised: usize = micro_batches.iter().map(Batch::supervised).sum();
+    let scale = loss_scale(network.workload().precision);
     for batch in micro_batches {
         network
-            .forward_backward(batch, 1.0 / supervised as f64)
+            .forward_backward(batch, scale / supervised as f64)
             .unwrap();
     }
     let params = network.table().params.clone();
     let all = params.iter().map(|param| {
         let mut gradient = vec![0.0; param.len()];
         network.read_gradient(param, &mut gradient).unwrap();
+        gradient.iter_mut().for_each(|g| *g /= scale as f32);
         gradient
     });
     let all = all.collect();
     (all, network.take_sums().unwrap().loss / supervised as f64)
+}
+
+/// The L2 norm of the difference, relative to that of `b`.
+fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    difference / norm(&mut b.iter().map(|&b| f64::from(b)))
+}
+
+#[test]
+fn half_precision_is_at_most_twice_as_far_off_as_the_peers() {
+    for name in MODELS
+        .iter()
+        .flat_map(|m| [m.to_string(), format!("{m}.long")])
+    {
+        let model = name.trim_end_matches(".long");
+        let fixture = fixture(&name);
+        let ids: Vec<i32> = numbers(&fixture["input_ids"])
+            .iter()
+            .map(|&x| x as i32)
+            .collect();
+        let mut batch = Batch::default();
+        batch.push(&ids, &ids);
+        let batches = [batch];
+        // Within 1e-5 of float64, as the test above has it.
+        let (exact, _) = gradients(network(model, TRAIN, ids.len(), 2), &batches);
+        for precision in [DType::BF16, DType::F16] {
+            let peer = &fixture["mixed_precision"][precision.name()];
+            let peer_off = peer["max_abs_difference"].as_f64().unwrap();
+            let mut network = network_in(precision, model, TRAIN, ids.len(), 2);
+            let params = network.table().params.clone();
+            let vocab = network.spec().vocab_size;
+            let mut logits = vec![0.0; ids.len() * vocab];
+            network
+                .logits(&batches[0], |row, l| {
+                    logits[row * vocab..][..l.len()].copy_from_slice(l)
+                })
+                .unwrap();
+            let positions = numbers(&fixture["positions"]);
+            let mut off = 0f64;
+            for (&position, expected) in positions.iter().zip(fixture["logits"].as_array().unwrap())
+            {
+                let found = &logits[position as usize * vocab..][..vocab];
+                for (found, expected) in found.iter().zip(numbers(expected)) {
+                    off = off.max((f64::from(*found) - expected).abs());
+                }
+            }
+            assert!(
+                off <= 2.0 * peer_off,
+                "{name} {precision}: {off} {peer_off}"
+            );
+            assert!(off > 1e-4, "{name} {precision}: that was float32");
+
+            // A loss moves by at most twice what a logit moves.
+            let (found, loss) = gradients(network, &batches);
+            let loss_off = (loss - fixture["loss_mean"].as_f64().unwrap()).abs();
+            assert!(
+                loss_off <= 2.0 * peer_off,
+                "{name} {precision}: loss {loss}"
+            );
+            for ((param, found), exact) in params.iter().zip(&found).zip(&exact) {
+                let off = relative_difference(found, exact);
+                let peer_off = peer["gradient_differences"][&param.name].as_f64().unwrap();
+                assert!(
+                    off <= 2.0 * peer_off,
+                    "{name} {precision} {}: {off} {peer_off}",
+                    param.name
+                );
+            }
+        }
+    }
 }
 
 /// Sequences of odd lengths, each with its own mask: one token, two, a prime, more than a block of
@@ -199,27 +293,34 @@ fn packed(sequences: &[Batch]) -> Batch {
 
 const TRAIN: Purpose = Purpose::Train { recompute: false };
 
-/// Where only the order of additions differs: 1e-6 of the tensor's norm.
-fn assert_equal_gradients(a: &[Vec<f32>], b: &[Vec<f32>], what: &str) {
+/// Where only the order of additions differs: 1e-6 of the tensor's norm. In half precision that may
+/// turn the rounding of some stored values the other way, each by one unit in the last place: half the
+/// format's unit roundoff bounds what many such turns make of a tensor's norm.
+fn assert_equal_gradients(precision: DType, a: &[Vec<f32>], b: &[Vec<f32>], what: &str) {
+    let bound = match precision {
+        DType::F32 => 1e-6,
+        DType::BF16 => 2f64.powi(-9),
+        DType::F16 => 2f64.powi(-12),
+    };
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-        let difference = norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-        let size = norm(&mut a.iter().map(|&a| f64::from(a)));
+        let difference = relative_difference(b, a);
         assert!(
-            difference <= 1e-6 * size,
-            "{what}, tensor {i}: {difference} of {size}"
+            difference <= bound,
+            "{what} {precision}, tensor {i}: {difference}"
         );
     }
 }
 
 #[test]
 fn packing_leaves_the_gradients_equal() {
-    for model in MODELS {
+    for (model, precision) in MODELS.iter().flat_map(|m| FORMATS.map(|f| (m, f))) {
         let sequences = odd_sequences();
-        let (alone, loss) = gradients(network(model, TRAIN, 128, 2), &sequences);
-        let (together, packed_loss) =
-            gradients(network(model, TRAIN, 128, 2), &[packed(&sequences)]);
-        assert_equal_gradients(&alone, &together, model);
+        let (alone, loss) = gradients(network_in(precision, model, TRAIN, 128, 2), &sequences);
+        let (together, packed_loss) = gradients(
+            network_in(precision, model, TRAIN, 128, 2),
+            &[packed(&sequences)],
+        );
+        assert_equal_gradients(precision, &alone, &together, model);
         assert!((loss / packed_loss - 1.0).abs() < 1e-6);
         assert!(alone.iter().flatten().any(|&g| g != 0.0));
     }
@@ -231,34 +332,36 @@ fn the_accumulation_split_leaves_the_gradients_equal() {
     let whole = [packed(&s)];
     let halves = [packed(&s[..3]), packed(&s[3..])];
     let uneven = [packed(&s[..5]), packed(&s[5..])];
-    let run = |batches: &[Batch]| gradients(network("qwen3-tiny", TRAIN, 128, 2), batches).0;
-    let reference = run(&whole);
-    assert_equal_gradients(&reference, &run(&halves), "halves");
-    assert_equal_gradients(&reference, &run(&uneven), "uneven");
+    for precision in FORMATS {
+        let run = |batches: &[Batch]| {
+            gradients(network_in(precision, "qwen3-tiny", TRAIN, 128, 2), batches).0
+        };
+        let reference = run(&whole);
+        assert_equal_gradients(precision, &reference, &run(&halves), "halves");
+        assert_equal_gradients(precision, &reference, &run(&uneven), "uneven");
+    }
 }
 
 #[test]
 fn recompute_leaves_the_gradients_equal_to_the_bit() {
-    for model in MODELS {
+    for (model, precision) in MODELS.iter().flat_map(|m| FORMATS.map(|f| (m, f))) {
         let batches = [packed(&odd_sequences())];
-        let kept = gradients(network(model, TRAIN, 128, 2), &batches);
+        let kept = gradients(network_in(precision, model, TRAIN, 128, 2), &batches);
         let recompute = Purpose::Train { recompute: true };
-        let again = gradients(network(model, recompute, 128, 2), &batches);
-        assert_eq!(kept, again, "{model}");
+        let again = gradients(network_in(precision, model, recompute, 128, 2), &batches);
+        assert_eq!(kept, again, "{model} {precision}");
     }
 }
 
 #[test]
 fn the_number_of_threads_leaves_the_gradients_equal_to_the_bit() {
-    for model in ["llama-tiny-untied", "qwen2-tiny", "qwen3-tiny"] {
+    let models = ["llama-tiny-untied", "qwen2-tiny", "qwen3-tiny"];
+    for (model, precision) in models.iter().flat_map(|m| FORMATS.map(|f| (m, f))) {
         let batches = [packed(&odd_sequences())];
-        let one = gradients(network(model, TRAIN, 128, 1), &batches);
+        let run = |threads| gradients(network_in(precision, model, TRAIN, 128, threads), &batches);
+        let one = run(1);
         for threads in [1, 2, 3] {
-            assert_eq!(
-                one,
-                gradients(network(model, TRAIN, 128, threads), &batches),
-                "{model}"
-            );
+            assert_eq!(one, run(threads), "{model} {precision}");
         }
     }
 }

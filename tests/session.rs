@@ -45,6 +45,7 @@ fn config(folder: &Path, keys: Value) -> Config {
         "train_sampling_strategy": "sequential",
         "save_strategy": "no",
         "max_steps": 6,
+        "device": "cpu",
         "threads": 1,
     });
     for (key, value) in keys.as_object().unwrap() {
@@ -98,38 +99,160 @@ fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// The keys of each number format.
+fn formats() -> [Value; 3] {
+    [json!({}), json!({"bf16": true}), json!({"fp16": true})]
+}
+
+fn with(keys: Value, more: &Value) -> Value {
+    let mut keys = keys;
+    for (key, value) in more.as_object().unwrap() {
+        keys[key] = value.clone();
+    }
+    keys
+}
+
 #[test]
 fn the_loss_falls_and_the_gradient_is_not_zero() {
-    let dir = folder();
-    let mut session = start(config(dir.path(), json!({"max_steps": 20})));
-    let reports = run(&mut session);
-    assert_eq!(reports.len(), 20);
-    assert!(
-        reports[19].loss < reports[0].loss - 0.5,
-        "{}",
-        reports[19].loss
-    );
-    assert!(reports.iter().all(|r| r.grad_norm > 0.0 && r.tokens > 0));
-    assert_eq!(session.stop_reason(), Some(StopReason::MaxSteps));
-    assert!(session.should_stop());
+    let mut losses = Vec::new();
+    for format in formats() {
+        let dir = folder();
+        let keys = with(json!({"max_steps": 20}), &format);
+        let mut session = start(config(dir.path(), keys));
+        let reports = run(&mut session);
+        assert_eq!(reports.len(), 20);
+        assert!(
+            reports[19].loss < reports[0].loss - 0.5,
+            "{format}: {}",
+            reports[19].loss
+        );
+        assert!(reports.iter().all(|r| r.grad_norm > 0.0 && r.tokens > 0));
+        assert_eq!(session.stop_reason(), Some(StopReason::MaxSteps));
+        assert!(session.should_stop());
+        let scale = format.get("fp16").map(|_| 65536.0);
+        assert!(reports.iter().all(|r| r.loss_scale == scale));
+        losses.push(reports.iter().map(|r| r.loss).collect::<Vec<_>>());
+    }
+    // Half precision trains as float32 does, and is not float32.
+    for (half, apart) in [(1, 5e-3), (2, 1e-3)] {
+        for (a, b) in losses[0].iter().zip(&losses[half]) {
+            assert!(a != b && (a / b - 1.0).abs() < apart, "{a} {b}");
+        }
+    }
 }
 
 #[test]
 fn a_run_is_repeatable_to_the_bit_on_any_number_of_threads() {
-    let losses = |threads: usize, recompute: bool| {
-        let dir = folder();
-        let keys = json!({"threads": threads, "gradient_checkpointing": recompute,
-            "train_sampling_strategy": "random", "weight_decay": 0.01});
-        let reports = run(&mut start(config(dir.path(), keys)));
-        reports
-            .iter()
-            .map(|r| (r.loss, r.grad_norm))
-            .collect::<Vec<_>>()
-    };
-    let reference = losses(1, false);
-    for (threads, recompute) in [(1, false), (2, false), (3, true)] {
-        assert_eq!(reference, losses(threads, recompute));
+    for format in formats() {
+        let losses = |threads: usize, recompute: bool| {
+            let dir = folder();
+            let keys = json!({"threads": threads, "gradient_checkpointing": recompute,
+                "train_sampling_strategy": "random", "weight_decay": 0.01});
+            let reports = run(&mut start(config(dir.path(), with(keys, &format))));
+            reports
+                .iter()
+                .map(|r| (r.loss, r.grad_norm))
+                .collect::<Vec<_>>()
+        };
+        let reference = losses(1, false);
+        for (threads, recompute) in [(1, false), (2, false), (3, true)] {
+            assert_eq!(reference, losses(threads, recompute), "{format}");
+        }
     }
+}
+
+/// A batch with one supervised token, whose loss on the untouched model is so high that its gradient,
+/// nearly −1, overflows float16 at the first loss scale.
+fn surprising_batch(session: &mut Session) -> Batch {
+    (300..400)
+        .map(|token| {
+            let mut batch = Batch::default();
+            batch.push(&[300, token], &[300, token]);
+            batch
+        })
+        .find(|batch| {
+            session
+                .evaluate_batch(std::slice::from_ref(batch))
+                .unwrap()
+                .loss
+                > 8.5
+        })
+        .expect("a token of low probability")
+}
+
+#[test]
+fn an_overflow_of_float16_skips_the_update_halves_the_scale_and_is_no_broken_gradient() {
+    let dir = folder();
+    let keys = json!({"fp16": true, "save_strategy": "no", "max_steps": 4});
+    let mut session = start(host_fed(dir.path(), keys));
+    let batch = surprising_batch(&mut session);
+    let save = |session: &mut Session, name: &str| {
+        session.save(dir.path().join(name)).unwrap();
+        std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap()
+    };
+    let before = save(&mut session, "before");
+    let step = |session: &mut Session| {
+        let report = session.step_batch(std::slice::from_ref(&batch)).unwrap();
+        report.unwrap()
+    };
+    let first = step(&mut session);
+    assert!(!first.grad_norm.is_finite() && first.loss.is_finite() && first.overflowed());
+    assert_eq!(
+        (first.loss_scale, first.skipped_updates),
+        (Some(65536.0), 1)
+    );
+    assert_eq!(
+        first.stop_reason, None,
+        "the scale was too large, not the gradient"
+    );
+    assert!(
+        before == save(&mut session, "after"),
+        "the update was applied"
+    );
+
+    let second = step(&mut session);
+    assert_eq!(second.loss, first.loss);
+    assert_eq!(
+        (second.loss_scale, second.skipped_updates),
+        (Some(32768.0), 1)
+    );
+    assert!(second.grad_norm.is_finite() && second.grad_norm > 0.0);
+    // As the peer's, the schedule goes by the update's number.
+    assert_eq!(second.learning_rate, 0.75 * first.learning_rate);
+    // Adam's first step moves a weight by the learning rate, whatever the gradient's size; had the
+    // skipped update counted as a step, the bias correction would make three quarters of that.
+    save(&mut session, "applied");
+    let norm = |name: &str| {
+        let mut values = [0.0; 64];
+        let files = sft::io::WeightFiles::open(dir.path().join(name)).unwrap();
+        files
+            .read_f32("model.norm.weight", &[64], &mut values)
+            .unwrap();
+        values
+    };
+    let moved = norm("before").into_iter().zip(norm("applied"));
+    let moved = moved
+        .map(|(a, b)| f64::from((a - b).abs()))
+        .fold(0.0, f64::max);
+    assert!((moved / second.learning_rate - 1.0).abs() < 1e-2, "{moved}");
+    let third = step(&mut session);
+    assert!(third.loss < second.loss);
+    let rows = log_rows(dir.path(), "loss_scale");
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[1]["loss_scale"], 32768.0);
+    assert_eq!(rows[1]["skipped_updates"], 1);
+}
+
+#[test]
+fn a_broken_model_stops_in_float16_at_any_loss_scale() {
+    let dir = folder();
+    let keys = json!({"fp16": true, "learning_rate": 1e30, "max_grad_norm": 0.0});
+    let mut session = start(host_fed(dir.path(), keys));
+    session.step_batch(&[batch(1)]).unwrap().unwrap();
+    // The weights are now about 1e30 in size, beyond float16: the loss itself is NaN.
+    let second = session.step_batch(&[batch(2)]).unwrap().unwrap();
+    assert!(second.loss.is_nan() && second.loss_scale == Some(65536.0));
+    assert_eq!(second.stop_reason, Some(StopReason::NonFinite));
 }
 
 #[test]
@@ -186,29 +309,34 @@ fn an_update_whose_gradient_is_not_finite_is_not_applied() {
 
 #[test]
 fn the_best_weights_are_those_of_the_best_step_between_saves() {
-    let dir = folder();
-    let keys = json!({"max_steps": 40, "learning_rate": 2e-2, "eval_strategy": "steps",
+    for format in formats() {
+        let dir = folder();
+        let keys = json!({"max_steps": 40, "learning_rate": 2e-2, "eval_strategy": "steps",
         "eval_steps": 1, "load_best_model_at_end": true, "early_stopping_patience": 3,
         "lr_scheduler_type": "constant"});
-    let mut session = start(config(dir.path(), keys));
-    let reports = run(&mut session);
-    assert_eq!(session.stop_reason(), Some(StopReason::Plateau));
-    let evals: Vec<f64> = reports
-        .iter()
-        .map(|r| r.eval.as_ref().unwrap().loss)
-        .collect();
-    let best = evals.iter().copied().fold(f64::INFINITY, f64::min);
-    let snapshot = session.snapshot();
-    assert_eq!(snapshot.best_value, Some(best));
-    assert!(snapshot.best_step.unwrap() < snapshot.step);
-    assert!(session.restored_best());
+        let mut session = start(config(dir.path(), with(keys, &format)));
+        let reports = run(&mut session);
+        assert_eq!(session.stop_reason(), Some(StopReason::Plateau));
+        let evals: Vec<f64> = reports
+            .iter()
+            .map(|r| r.eval.as_ref().unwrap().loss)
+            .collect();
+        let best = evals.iter().copied().fold(f64::INFINITY, f64::min);
+        let snapshot = session.snapshot();
+        assert_eq!(snapshot.best_value, Some(best));
+        assert!(snapshot.best_step.unwrap() < snapshot.step);
+        assert!(session.restored_best());
 
-    // The saved model is the best one, evaluated from disk by another door.
-    let saved = dir.path().join("best");
-    session.save(&saved).unwrap();
-    let mut again = session.config().clone();
-    again.model_name_or_path = Some(saved);
-    assert_eq!(evaluate_model(&again, Hooks::default()).unwrap().loss, best);
+        // The saved model is the best one, evaluated from disk by another door.
+        let saved = dir.path().join("best");
+        session.save(&saved).unwrap();
+        let mut again = session.config().clone();
+        again.model_name_or_path = Some(saved);
+        assert_eq!(evaluate_model(&again, Hooks::default()).unwrap().loss, best);
+
+        // The operands of the matrix products are those of the best weights as well.
+        assert_eq!(session.evaluate().unwrap().loss, best);
+    }
 }
 
 #[test]

@@ -287,7 +287,7 @@ def make(only=""):
             size = write_json(path, doc)
             u, r = doc["updates"], doc["result"]
             print(f"{name}: {r['steps']} updates, loss {u[0]['loss']:.4f} -> {u[-1]['loss']:.4f}, "
-                  f"norm {u[0]['grad_norm']:.3f}, {size} bytes, {time.time() - t:.1f} s", flush=True)
+                  f"norm {float(u[0]['grad_norm']):.3f}, {size} bytes, {time.time() - t:.1f} s", flush=True)
             if "stopped_early" in r:
                 print("  ", r, [round(e["eval_loss"], 4) for e in doc["evals"]])
         if path.exists():
