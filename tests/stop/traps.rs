@@ -1,6 +1,8 @@
 //! The traps that other trainers fell into, each by name.
 
 use crate::{at, eval, feed_evals, feed_updates, machine, restored, saved, train, train_with_norm};
+use sft::report::StepReport;
+use sft::stop::replay::{read_log, replay};
 use sft::stop::{EvalMetrics, Observation, TrainMetrics};
 
 const TARGET: &str = "[{rule: target, metric: train_loss, at_most: 0.5, patience: 1}]";
@@ -42,6 +44,60 @@ fn one_zero_loss_step_does_not_end_the_run() {
     let mut run = machine("[{rule: target, metric: train_loss, at_most: 0.5}]");
     assert_eq!(feed_updates(&mut run, &[2.0, 0.0, 1.9, 0.1, 0.2]), None);
     assert_eq!(at(run.observe(&train(6, 0.3))), Some((6, "target_reached")));
+}
+
+/// An update of float16 training at this loss scale.
+fn scaled(loss: f64, grad_norm: f64, loss_scale: Option<f64>) -> StepReport {
+    StepReport {
+        step: 1,
+        epoch: 0.0,
+        loss,
+        smoothed_loss: None,
+        grad_norm,
+        learning_rate: 1e-3,
+        token_accuracy: 0.5,
+        entropy: 1.0,
+        supervised_tokens: 10,
+        tokens: 10,
+        total_tokens: 10,
+        seconds: 1.0,
+        eval: None,
+        stop_reason: None,
+        loss_scale,
+        skipped_updates: 1,
+    }
+}
+
+#[test]
+fn an_overflow_is_the_models_only_at_the_smallest_loss_scale() {
+    for (loss, grad_norm, scale, stops) in [
+        (2.0, f64::INFINITY, Some(65536.0), false),
+        (2.0, f64::NAN, Some(2.0), false),
+        (2.0, f64::INFINITY, Some(1.0), true),
+        (2.0, f64::INFINITY, None, true),
+        (f64::NAN, f64::NAN, Some(65536.0), true),
+        (f64::INFINITY, 1.0, Some(65536.0), true),
+    ] {
+        let report = scaled(loss, grad_norm, scale);
+        let observation = Observation {
+            step: 1,
+            train: Some((&report).into()),
+            ..Default::default()
+        };
+        let verdict = machine("[]").observe(&observation);
+        let expected = stops.then_some((1, "non_finite"));
+        assert_eq!(
+            at(verdict),
+            expected,
+            "loss {loss} norm {grad_norm} at {scale:?}"
+        );
+
+        // A replay of the row that the run logs says the same.
+        let row = sft::engine::log_row(&report).to_string();
+        let rules = sft::stop::StopConfig::from_text("[]").unwrap();
+        let again = replay(&read_log(&row).unwrap(), &rules).unwrap();
+        assert_eq!(again.stopped, stops, "{row}");
+    }
 }
 
 #[test]
