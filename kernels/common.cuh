@@ -112,8 +112,8 @@ template <class T> __device__ __forceinline__ Vec<T> load16(const T* from) {
     *reinterpret_cast<uint4*>(&result) = *reinterpret_cast<const uint4*>(from);
     return result;
 }
-// In assembly, as an assignment becomes four stores in some kernels. Which of the two memories it is
-// the compiler knows.
+// In assembly, as an assignment becomes four stores in some kernels. The compiler knows which of
+// the two memories it is.
 template <class T> __device__ __forceinline__ void store16(T* to, Vec<T> value) {
     const uint4 words = *reinterpret_cast<const uint4*>(&value);
     if (__isGlobal(to)) {
