@@ -27,8 +27,12 @@ impl Cuda {
 /// Whether every row of `width` numbers of each tensor is whole groups of `count` numbers that may
 /// move at once, by 16 bytes at most.
 pub(super) fn is_grouped(count: usize, width: usize, tensors: &[Region]) -> bool {
-    let aligned = |tensor: &Region| tensor.offset % (count * tensor.dtype.size()).min(16) == 0;
-    width % count == 0 && tensors.iter().all(aligned)
+    let aligned = |tensor: &Region| {
+        tensor
+            .offset
+            .is_multiple_of((count * tensor.dtype.size()).min(16))
+    };
+    width.is_multiple_of(count) && tensors.iter().all(aligned)
 }
 
 #[cfg(test)]

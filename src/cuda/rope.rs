@@ -48,7 +48,7 @@ fn rotate(
     let half = shape.head_dim / 2;
     // What 16 bytes hold. Rows must be whole pieces as well as halves of heads.
     let count = 16 / x.dtype.size();
-    let grouped = is_grouped(count, half, &[x, cos, sin]) && shape.row % count == 0;
+    let grouped = is_grouped(count, half, &[x, cos, sin]) && shape.row.is_multiple_of(count);
     let (name, count) = match grouped {
         true => (kernel!(x.dtype, "rope"), count),
         false => (kernel!(x.dtype, "rope_scalar"), 1),
