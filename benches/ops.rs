@@ -42,17 +42,22 @@ impl Memory {
         Self { cpu, used: 0 }
     }
 
-    /// A tensor of normal numbers, a few thousand of them over and over.
+    /// A float32 tensor of normal numbers.
     fn tensor(&mut self, len: usize) -> Region {
+        self.tensor_as(len, DType::F32)
+    }
+
+    /// A tensor of normal numbers, a few thousand of them over and over.
+    fn tensor_as(&mut self, len: usize, dtype: DType) -> Region {
         let stream = Stream::new(1, self.used as u64);
         let period: Vec<f32> = (0..4099).map(|i| stream.normal(i) as f32).collect();
         let values: Vec<f32> = period.into_iter().cycle().take(len).collect();
         let region = Region {
             offset: self.used,
             len,
-            dtype: DType::F32,
+            dtype,
         };
-        self.used = (self.used + 4 * len).next_multiple_of(64);
+        self.used = (self.used + dtype.size() * len).next_multiple_of(64);
         self.cpu.upload(region, &values);
         region
     }
@@ -87,59 +92,80 @@ fn bench(
     group.bench_function(name, |b| b.iter(&mut run));
 }
 
-fn rms_norm(c: &mut Criterion) {
-    let (mut group, mut memory) = (c.benchmark_group("rms_norm"), Memory::new());
-    let [x, y, dx] = [T * H; 3].map(|n| memory.tensor(n));
-    let [weight, dweight, inv_rms] = [H, H, T].map(|n| memory.tensor(n));
-    let cpu = &mut memory.cpu;
-    bench(&mut group, "forward", numbers(2 * T * H), || {
-        cpu.rms_norm_forward(x, weight, y, inv_rms, 1e-5);
-    });
-    bench(&mut group, "backward", numbers(4 * T * H), || {
-        cpu.rms_norm_backward(x, weight, inv_rms, y, dx, dweight);
-    });
+/// What the names of half-precision benches end in.
+fn suffix(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "",
+        DType::BF16 => "/bf16",
+        DType::F16 => "/f16",
+    }
 }
 
-/// The four products of a block and the LM head's chunk.
+fn rms_norm(c: &mut Criterion) {
+    let mut group = c.benchmark_group("rms_norm");
+    for dtype in [DType::F32, DType::BF16] {
+        let mut memory = Memory::new();
+        let [x, dx] = [T * H; 2].map(|n| memory.tensor(n));
+        let y = memory.tensor_as(T * H, dtype);
+        let [weight, dweight, inv_rms] = [H, H, T].map(|n| memory.tensor(n));
+        let (cpu, suffix) = (&mut memory.cpu, suffix(dtype));
+        let bytes = |float32: usize, others: usize| {
+            Throughput::Bytes((T * H * (4 * float32 + dtype.size() * others)) as u64)
+        };
+        bench(&mut group, &format!("forward{suffix}"), bytes(1, 1), || {
+            cpu.rms_norm_forward(x, weight, y, inv_rms, 1e-5);
+        });
+        bench(
+            &mut group,
+            &format!("backward{suffix}"),
+            bytes(3, 1),
+            || {
+                cpu.rms_norm_backward(x, weight, inv_rms, y, dx, dweight);
+            },
+        );
+    }
+}
+
+/// The four products of a block and the LM head's chunk, in float32 and with operands in bfloat16.
 fn linear(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear");
-    for (name, rows, inputs, outputs) in [
+    let shapes = [
         ("qkv", T, H, QKV),
         ("attention_out", T, H, H),
         ("gate_up", T, H, 2 * F),
         ("down", T, F, H),
         ("lm_head", CHUNK, H, V),
-    ] {
+    ];
+    for ((name, rows, inputs, outputs), dtype) in shapes
+        .into_iter()
+        .flat_map(|shape| [DType::F32, DType::BF16].map(|dtype| (shape, dtype)))
+    {
         let mut memory = Memory::new();
         let shape = LinearShape {
             rows,
             inputs,
             outputs,
         };
-        let [x, weight, y] =
-            [rows * inputs, outputs * inputs, rows * outputs].map(|n| memory.tensor(n));
-        let [dx, dweight] = [rows * inputs, outputs * inputs].map(|n| memory.tensor(n));
+        let [x, weight, y, dx] = [
+            rows * inputs,
+            outputs * inputs,
+            rows * outputs,
+            rows * inputs,
+        ]
+        .map(|n| memory.tensor_as(n, dtype));
+        let dweight = memory.tensor(outputs * inputs);
         let cpu = &mut memory.cpu;
-        let work = 2 * rows * inputs * outputs;
-        bench(&mut group, &format!("{name}/forward"), flops(work), || {
+        let work = flops(2 * rows * inputs * outputs);
+        let name = |direction| format!("{name}/{direction}{}", suffix(dtype));
+        bench(&mut group, &name("forward"), work.clone(), || {
             cpu.linear_forward(shape, x, weight, None, None, y);
         });
-        bench(
-            &mut group,
-            &format!("{name}/backward_input"),
-            flops(work),
-            || {
-                cpu.linear_backward_input(shape, y, weight, dx);
-            },
-        );
-        bench(
-            &mut group,
-            &format!("{name}/backward_weight"),
-            flops(work),
-            || {
-                cpu.linear_backward_weight(shape, y, x, dweight, None);
-            },
-        );
+        bench(&mut group, &name("backward_input"), work.clone(), || {
+            cpu.linear_backward_input(shape, y, weight, dx);
+        });
+        bench(&mut group, &name("backward_weight"), work, || {
+            cpu.linear_backward_weight(shape, y, x, dweight, None);
+        });
     }
 }
 

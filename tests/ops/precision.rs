@@ -3,7 +3,8 @@
 //!
 //! **One rounding.** An op computes in float32 and rounds a number once when it stores it. So the
 //! bound of the float32 test holds, on operands that the format can hold, with half a unit in the
-//! last place of the stored number added ([`assert_stored`]). This is checked element by element.
+//! last place of the stored number added ([`assert_stored`]). This is checked element by element, and
+//! fails where numbers are truncated, or rounded twice.
 //!
 //! **The 2× rule.** The error against the float64 reference is at most twice that of the plain
 //! half-precision computation ([`assert_half`]): the formula with each of its tensors rounded to the
@@ -109,7 +110,7 @@ pub fn assert_stored(
 /// do, and the root mean square. Not element by element, as a plain computation is exact here and
 /// there by luck; not row by row, as rows of a test are as short as one number. The largest error
 /// sees a single wrong number, the root mean square sees what is a little wrong everywhere, such as
-/// truncation or a sum kept in half precision, which the largest hides behind the worst rounding.
+/// a sum kept in half precision, which the largest hides behind the worst rounding.
 ///
 /// Nobody can store a number better than to half a unit in its last place, so the plain error counts
 /// as no less than that: a formula of one exact step has a plain error of 0 by luck.
