@@ -1,5 +1,9 @@
 //! The operations a transformer is trained with: one file an op, holding its formula, its shapes, the
-//! trait that a backend implements (forward and backward, both required) and the CPU implementation.
+//! trait that a backend implements (forward and backward, both required) and the CPU implementation
+//! (attention's, the longest, is `cpu/attention.rs`).
+//!
+//! **Number formats.** Each trait says which of its tensors may be in half precision, all in the same;
+//! the others are float32, and so is the arithmetic. A number is rounded once, when it is stored.
 //!
 //! **The accumulation law.** A backward adds to gradients of parameters (`dweight +=`), and
 //! overwrites gradients of activations (`dx =`), unless its documentation names the residual stream.

@@ -1,4 +1,4 @@
-//! The CPU backend: an arena of zeroed pages, a thread pool, and the shared arithmetic.
+//! The CPU backend: an arena of zeroed pages, a thread pool, number formats, and the shared arithmetic.
 
 mod arena;
 mod attention;
