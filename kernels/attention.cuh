@@ -12,12 +12,13 @@ struct RowBlock {
     u32 first;    // position of the block's first row
 };
 
-// The warp's or of a word.
+// The warp's or of a word. By the last shuffle the compiler knows that all lanes have the same, and
+// that branches on it are taken by whole warps.
 __device__ __forceinline__ u32 warp_or(u32 x) {
     for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
         x |= shuffle_xor(x, mask);
     }
-    return x;
+    return shuffle(x, 0);
 }
 
 // The index-th block of ROWS rows of sequences laid end to end, seq_starts (sequences + 1). The host

@@ -127,7 +127,7 @@ __device__ void attention_backward_keys(const T* qkv, const u32* seq_starts, con
         statistics[threadIdx.x] = statistic();
     }
 
-    const u32 row_step = warp() * TILES, key = block.first + row_step * 16;
+    const u32 row_step = uniform_warp() * TILES, key = block.first + row_step * 16;
     const u32 warp_last = key + 16 * TILES - 1;
     const float factor = scale * LOG2_E;
     float dkey[TILES][D / 8][4] = {}, dvalue[TILES][D / 8][4] = {};
@@ -278,7 +278,7 @@ __device__ void attention_backward_queries(const T* qkv, const u32* seq_starts, 
             inside ? delta[u64(head_in_chunk) * tokens + first_row + row] : 0.0f;
     }
 
-    const u32 row_step = warp() * TILES, query = block.first + row_step * 16;
+    const u32 row_step = uniform_warp() * TILES, query = block.first + row_step * 16;
     const float* const lse_rows = statistics + row_step * 16;
     const u32 warp_last = query + 16 * TILES - 1;
     const float factor = scale * LOG2_E;

@@ -109,7 +109,7 @@ __device__ void attention_forward(const T* qkv, const u32* seq_starts, T* out, f
     copy_tile<D, KEYS>(keys, key_rows, width, tile, block.length, head_dim);
     cp_async_commit();
 
-    const u32 row_step = warp() * TILES, query = block.first + row_step * 16;
+    const u32 row_step = uniform_warp() * TILES, query = block.first + row_step * 16;
     const float factor = scale * LOG2_E;
     float top[TILES][2], total[TILES][2] = {}, result[TILES][D / 8][4] = {};
 #pragma unroll
@@ -183,7 +183,7 @@ __device__ void attention_forward(const T* qkv, const u32* seq_starts, T* out, f
             float sum = total[t][half];
             sum += shuffle_xor(sum, 1);
             sum += shuffle_xor(sum, 2);
-            inverse[t][half] = 1.0f / sum;
+            inverse[t][half] = divide_fast(1.0f, sum);
             const u32 row = (row_step + t) * 16 + half * 8 + lane() / 4;
             if (row < valid && lane() % 4 == 0) {
                 lse[u64(head) * tokens + first_row + row] =

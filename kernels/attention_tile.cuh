@@ -15,6 +15,9 @@ __device__ __forceinline__ u32 not_kept(u32 x) {
     return x;
 }
 
+// The warp's place in the block, known to the compiler to be the same in all lanes.
+__device__ __forceinline__ u32 uniform_warp() { return shuffle(warp(), 0); }
+
 // What a chunk's number is xor-ed with. A row has D / 8 chunks, of which rows that are 8 / SPAN apart
 // would meet in the same banks. Only the SPAN chunks of a group change places.
 template <u32 D> constexpr u32 SPAN = D % 64 == 0 ? 8 : D % 32 == 0 ? 4 : 2;
