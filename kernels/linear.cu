@@ -21,6 +21,7 @@
 // tests that no access has bank conflicts.
 
 #include "common.cuh"
+#include "linear.cuh"
 
 namespace {
 
@@ -31,17 +32,6 @@ constexpr u32 STAGES = 3;
 constexpr u32 CHUNK = 8;
 constexpr u32 STEP = 16;
 constexpr u32 STEPS = DEPTH / STEP;
-// Rows of tiles that are walked together, column by column, to find their operands in the L2 cache.
-constexpr u32 GROUP = 16;
-
-// What becomes of the sums.
-template <class T> struct Result {
-    const float* bias;     // (n), or null
-    const float* residual; // (m, n), or null; may be y32
-    T* y;                  // (m, n), or null for y32
-    float* y32;
-    u32 m, n;
-};
 
 // ---- from global to shared memory ---------------------------------------------------------------
 
@@ -135,57 +125,6 @@ template <class T, bool ALONG_L, u32 SIZE> struct Reader {
     }
 };
 
-// ---- results ------------------------------------------------------------------------------------
-
-struct alignas(8) Pair8 {
-    float lo, hi;
-};
-
-template <class T> __device__ __forceinline__ void put(const Result<T>& to, u64 at, u32 column, float sum) {
-    if (to.bias) {
-        sum += to.bias[column];
-    }
-    if (to.residual) {
-        sum += to.residual[at];
-    }
-    if (to.y) {
-        to.y[at] = from_float<T>(sum);
-    } else {
-        to.y32[at] = sum;
-    }
-}
-
-// Two neighbours of a row, the first in an even column.
-template <class T>
-__device__ __forceinline__ void put_pair(const Result<T>& to, u32 row, u32 column, float lo, float hi) {
-    if (row >= to.m || column >= to.n) {
-        return;
-    }
-    const u64 at = u64(row) * to.n + column;
-    if (to.n % 2 != 0) {
-        put(to, at, column, lo);
-        if (column + 1 < to.n) {
-            put(to, at + 1, column + 1, hi);
-        }
-        return;
-    }
-    if (to.bias) {
-        const Pair8 bias = *reinterpret_cast<const Pair8*>(to.bias + column);
-        lo += bias.lo;
-        hi += bias.hi;
-    }
-    if (to.residual) {
-        const Pair8 residual = *reinterpret_cast<const Pair8*>(to.residual + at);
-        lo += residual.lo;
-        hi += residual.hi;
-    }
-    if (to.y) {
-        *reinterpret_cast<u32*>(to.y + at) = pack2<T>(lo, hi);
-    } else {
-        *reinterpret_cast<Pair8*>(to.y32 + at) = Pair8{lo, hi};
-    }
-}
-
 // ---- the product --------------------------------------------------------------------------------
 
 // A tile of y (TILE, TILE), by 2 x 2 warps. Block (x, y): the tile x, the cut y of l.
@@ -199,17 +138,13 @@ __device__ __forceinline__ void linear_product(const T* a, const T* b, Result<T>
 
     DYNAMIC_SHARED(T, shared);
 
-    const u32 rows = (to.m + TILE - 1) / TILE, columns = (to.n + TILE - 1) / TILE;
-    const u32 group = blockIdx.x / (GROUP * columns), in_group = blockIdx.x % (GROUP * columns);
-    const u32 height = min(GROUP, rows - group * GROUP);
-    const u32 tile_row = group * GROUP + in_group % height, tile_column = in_group / height;
-
+    const TilePlace tile = place_of_tile(blockIdx.x, to.m, to.n, TILE, TILE);
     const u32 first_l = blockIdx.y * l_per_cut;
     const u32 l_count = min(l_per_cut, k - first_l);
     const u32 slices = (l_count + DEPTH - 1) / DEPTH;
 
-    Copier<T, A_ALONG_L, TILE, ALIGNED> copy_a(a, to.m, k, tile_row, first_l);
-    Copier<T, B_ALONG_L, TILE, ALIGNED> copy_b(b, to.n, k, tile_column, first_l);
+    Copier<T, A_ALONG_L, TILE, ALIGNED> copy_a(a, to.m, k, tile.row, first_l);
+    Copier<T, B_ALONG_L, TILE, ALIGNED> copy_b(b, to.n, k, tile.column, first_l);
 
     const u32 warp_row = warp() / 2 * WARP_TILE, warp_column = warp() % 2 * WARP_TILE;
     const u32 even = lane() / 8 % 2, high = lane() / 16;
@@ -276,8 +211,8 @@ __device__ __forceinline__ void linear_product(const T* a, const T* b, Result<T>
     if (to.y32) {
         to.y32 += u64(blockIdx.y) * to.m * to.n;
     }
-    const u32 row = tile_row * TILE + warp_row + lane() / 4;
-    const u32 column = tile_column * TILE + warp_column + lane() % 4 * 2;
+    const u32 row = tile.row * TILE + warp_row + lane() / 4;
+    const u32 column = tile.column * TILE + warp_column + lane() % 4 * 2;
 #pragma unroll
     for (u32 i = 0; i < FRAGMENTS; ++i) {
 #pragma unroll

@@ -6,13 +6,12 @@
 // m and n, while the slice before is multiplied. Any size: outside of the operands is zero.
 
 #include "common.cuh"
+#include "linear.cuh"
 
 namespace {
 
 constexpr u32 THREADS = 256;
 constexpr u32 DEPTH = 16;
-// Rows of tiles that are walked together, column by column, to find their operands in the L2 cache.
-constexpr u32 GROUP = 16;
 
 struct alignas(16) Quad {
     float v[4];
@@ -88,16 +87,12 @@ __device__ __forceinline__ void linear_product(const float* a, const float* b, c
 
     DYNAMIC_SHARED(float, shared); // two slices of a, two of b
 
-    const u32 rows = (m + TILE - 1) / TILE, columns = (n + TILE - 1) / TILE;
-    const u32 group = blockIdx.x / (GROUP * columns), in_group = blockIdx.x % (GROUP * columns);
-    const u32 height = min(GROUP, rows - group * GROUP);
-    const u32 tile_row = group * GROUP + in_group % height, tile_column = in_group / height;
-
+    const TilePlace tile = place_of_tile(blockIdx.x, m, n, TILE, TILE);
     const u32 first_l = blockIdx.y * l_per_cut;
     const u32 l_count = min(l_per_cut, k - first_l);
 
-    CarrierA carry_a(a, m, k, tile_row, first_l);
-    CarrierB carry_b(b, n, k, tile_column, first_l);
+    CarrierA carry_a(a, m, k, tile.row, first_l);
+    CarrierB carry_b(b, n, k, tile.column, first_l);
     const u32 thread_row = threadIdx.x / 16, thread_column = threadIdx.x % 16;
     float sum[PER][PER] = {};
 
@@ -149,10 +144,10 @@ __device__ __forceinline__ void linear_product(const float* a, const float* b, c
     y += u64(blockIdx.y) * m * n;
 #pragma unroll
     for (u32 i = 0; i < PER; ++i) {
-        const u32 row = tile_row * TILE + place<TILE, PER>(thread_row, i);
+        const u32 row = tile.row * TILE + place<TILE, PER>(thread_row, i);
 #pragma unroll
         for (u32 j = 0; j < PER; ++j) {
-            const u32 column = tile_column * TILE + place<TILE, PER>(thread_column, j);
+            const u32 column = tile.column * TILE + place<TILE, PER>(thread_column, j);
             if (row < m && column < n) {
                 const u64 at = u64(row) * n + column;
                 float result = sum[i][j];

@@ -1,5 +1,6 @@
 //! What the backend asks of a device, whoever it is.
 
+use crate::dtype::DType;
 use crate::error::Result;
 
 /// A place that runs the kernels of `kernels/` and holds their memory. Work is done in the order in
@@ -140,6 +141,28 @@ pub enum Arg {
     F32(f32),
     /// `u64`, 8 bytes.
     U64(u64),
+    /// `CUtensorMap`, 128 bytes, by which blocks fetch parts of a matrix. For devices of capability
+    /// 9.0 and later; the emulation has no kernel that takes one.
+    Map(MatrixMap),
+}
+
+/// A matrix of half-precision numbers in memory, in rows without gaps, and the boxes in which it is
+/// fetched: lines of 128 bytes, whose 16-byte chunk c lies at c ^ (line % 8) in shared memory. Numbers
+/// outside of the matrix are fetched as zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixMap {
+    /// Of the device, a multiple of 16 bytes.
+    pub address: u64,
+    /// Format of the numbers.
+    pub dtype: DType,
+    /// Rows of the matrix.
+    pub rows: u64,
+    /// Columns, a multiple of 8.
+    pub columns: u64,
+    /// Rows of a box, at most 256.
+    pub box_rows: u32,
+    /// Columns of a box, 64.
+    pub box_columns: u32,
 }
 
 impl Arg {
@@ -148,15 +171,17 @@ impl Arg {
         match self {
             Arg::Address(_) | Arg::U64(_) => 8,
             Arg::U32(_) | Arg::F32(_) => 4,
+            Arg::Map(_) => 128,
         }
     }
 
-    /// The parameter's bytes, low ones first.
+    /// The parameter's bytes, low ones first; of a map, which is made by the driver, its address.
     pub fn bits(self) -> u64 {
         match self {
             Arg::Address(value) | Arg::U64(value) => value,
             Arg::U32(value) => u64::from(value),
             Arg::F32(value) => u64::from(value.to_bits()),
+            Arg::Map(map) => map.address,
         }
     }
 }

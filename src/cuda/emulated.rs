@@ -228,6 +228,8 @@ impl Kernel {
                 Arg::U32(_) => 1,
                 Arg::U64(_) => 2,
                 Arg::F32(_) => 3,
+                // No kernel that runs here takes one.
+                Arg::Map(_) => u32::MAX,
             };
             if kind != expected {
                 let parameter = ["a pointer", "a u32", "a u64", "a float"][kind as usize];

@@ -1,131 +1,24 @@
-//! Launches of `kernels/linear.cu`, `linear_f32.cu` and `linear_sums.cu`: which tile, and how many
-//! cuts along the summed index, so that a product of any size fills the device.
+//! Launches of `kernels/linear.cu`, `linear_f32.cu`, `linear_wgmma.cu` and `linear_sums.cu`, as
+//! `linear_plan` lays them out.
 
+use super::driver::MatrixMap;
+use super::linear_plan::{Layout, Plan, Product, Room, Tile};
 use super::{Arg, Cuda, Launch, kernel};
 use crate::dtype::DType;
 use crate::ops::{Linear, LinearShape, Region};
 
-/// y (m, n) = Σ over k of a·b, with operands stored as the layout says.
-#[derive(Clone, Copy, Debug)]
-struct Product {
-    layout: Layout,
-    m: usize,
-    n: usize,
-    k: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Layout {
-    /// a (m, k), b (n, k): forward.
-    Nt,
-    /// a (m, k), b (k, n): the gradient of x.
-    Nn,
-    /// a (k, m), b (k, n): the gradient of the weight.
-    Tn,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tile {
-    /// 128 × 128.
-    Large,
-    /// 64 × 64.
-    Small,
-    /// 64 × 64 of half-precision operands whose rows are not whole 16 bytes.
-    Any,
-}
-
-/// Of the summed index, in one stage of the half-precision kernels; cuts are whole multiples.
-const SLICE: usize = 32;
-/// Numbers that a thread of the half-precision kernels copies at once.
-const CHUNK: usize = 8;
-const STAGES: usize = 3;
-/// Threads of a product in half precision, and in float32.
-const HALF_THREADS: u32 = 128;
-const F32_THREADS: u32 = 256;
-/// Of the summed index in one slice of the float32 kernels.
-const F32_SLICE: usize = 16;
 /// Threads of `linear_sums.cu`.
 const SUMS_THREADS: u32 = 256;
 
-impl Tile {
-    fn size(self) -> usize {
-        match self {
-            Tile::Large => 128,
-            Tile::Small | Tile::Any => 64,
-        }
-    }
-
-    /// Bytes of dynamic shared memory.
-    fn shared(self, dtype: DType) -> usize {
-        match dtype {
-            // Two slices of each operand, rows 16 bytes apart in banks.
-            DType::F32 => 2 * 2 * F32_SLICE * (self.size() + 4) * 4,
-            half => STAGES * 2 * self.size() * SLICE * half.size(),
-        }
-    }
-}
-
-/// How a product is laid over the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    tile: Tile,
-    /// Parts of the summed index, each with float32 sums of its own when there are several.
-    cuts: usize,
-    k_per_cut: usize,
-}
-
-impl Plan {
-    /// The quickest of the tiles by this reckoning, whose unit is the time in which one
-    /// multiprocessor multiplies a slice of the large tile. Its constants are reasoned, not measured.
-    fn choose(
-        (m, n, k): (usize, usize, usize),
-        tiles: &[Tile],
-        multiprocessors: usize,
-        workspace: usize,
-    ) -> Plan {
-        // A warp of the small tile reads twice the shared memory for each matrix instruction.
-        const SMALL: f64 = 0.25 / 0.6;
-        // Slices' worth of filling the pipeline and of writing the tile.
-        const ENDS: f64 = 4.0;
-        // A second kernel; and sums that one multiprocessor writes and reads again.
-        const LAUNCH: f64 = 8.0;
-        const SUMS: f64 = 700.0;
-        const SLICES_PER_CUT: usize = 4;
-
-        let slices = k.div_ceil(SLICE).max(1);
-        let most = (slices / SLICES_PER_CUT).min(workspace / (m * n)).max(1);
-        let mut best: Option<(f64, Plan)> = None;
-        for &tile in tiles {
-            let blocks = m.div_ceil(tile.size()) * n.div_ceil(tile.size());
-            for wanted in 1..=most {
-                let slices_per_cut = slices.div_ceil(wanted);
-                let cuts = slices.div_ceil(slices_per_cut);
-                if cuts < wanted {
-                    continue;
-                }
-                let weight = if tile == Tile::Large { 1.0 } else { SMALL };
-                let waves = (blocks * cuts).div_ceil(multiprocessors) as f64;
-                let mut time = waves * weight * (slices_per_cut as f64 + ENDS);
-                if cuts > 1 {
-                    time += LAUNCH + (m * n * cuts) as f64 / (SUMS * multiprocessors as f64);
-                }
-                if best.is_none_or(|(least, _)| time < least) {
-                    let k_per_cut = slices_per_cut * SLICE;
-                    let plan = Plan {
-                        tile,
-                        cuts,
-                        k_per_cut,
-                    };
-                    best = Some((time, plan));
-                }
-                // One block for each multiprocessor is full; more cuts only add sums.
-                if blocks * cuts > 4 * multiprocessors {
-                    break;
-                }
-            }
-        }
-        best.expect("a tile").1
-    }
+/// Whose instructions multiply matrices in half precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GemmProvider {
+    /// Those that all devices since capability 8.0 have.
+    #[default]
+    Portable,
+    /// On capability 9.0, for large products of aligned matrices, its warpgroup instructions and
+    /// tensor memory accelerator (`kernels/linear_wgmma.cu`). They have not run on a device yet.
+    Wgmma,
 }
 
 fn kernel_name(dtype: DType, layout: Layout, tile: Tile) -> &'static str {
@@ -139,17 +32,10 @@ fn kernel_name(dtype: DType, layout: Layout, tile: Tile) -> &'static str {
         (Layout::Tn, Tile::Large) => kernel!(dtype, "linear_tn_128"),
         (Layout::Tn, Tile::Small) => kernel!(dtype, "linear_tn_64"),
         (Layout::Tn, Tile::Any) => kernel!(dtype, "linear_tn_any"),
+        (Layout::Nt, Tile::Wgmma) => kernel!(dtype, "linear_nt_wgmma"),
+        (Layout::Nn, Tile::Wgmma) => kernel!(dtype, "linear_nn_wgmma"),
+        (Layout::Tn, Tile::Wgmma) => kernel!(dtype, "linear_tn_wgmma"),
     }
-}
-
-/// Whether the rows of both operands are whole chunks, so that all chunks are aligned if the first is.
-fn rows_are_whole(layout: Layout, m: usize, n: usize, k: usize) -> bool {
-    let lengths = match layout {
-        Layout::Nt => [k, k],
-        Layout::Nn => [k, n],
-        Layout::Tn => [m, n],
-    };
-    lengths.iter().all(|length| length % CHUNK == 0)
 }
 
 /// What is added to a product before it is stored.
@@ -162,8 +48,13 @@ struct Added {
 }
 
 impl Cuda {
+    /// Chooses whose instructions multiply matrices, from now on.
+    pub fn set_gemm(&mut self, gemm: GemmProvider) {
+        self.gemm = gemm;
+    }
+
     fn product(&mut self, product: Product, a: Region, b: Region, added: Added, y: Region) {
-        let Product { layout, m, n, k } = product;
+        let Product { m, n, k, .. } = product;
         let dtype = a.dtype;
         assert_eq!(b.dtype, dtype, "formats of the operands of a product");
         assert_eq!(
@@ -176,13 +67,21 @@ impl Cuda {
             "a product of {dtype:?} stored as {:?}",
             y.dtype
         );
-        let whole = rows_are_whole(layout, m, n, k) && (a.offset | b.offset) % 16 == 0;
-        let tiles: &[Tile] = match dtype == DType::F32 || whole {
-            true => &[Tile::Large, Tile::Small],
-            false => &[Tile::Any],
+        let whole = product.rows_are_whole() && (a.offset | b.offset).is_multiple_of(16);
+        let hopper = self.gemm == GemmProvider::Wgmma
+            && self.limits.capability == (9, 0)
+            && self.limits.shared_memory as usize >= Tile::Wgmma.shared(dtype);
+        let tiles: &[Tile] = match (dtype == DType::F32, whole) {
+            (true, _) => &[Tile::Large, Tile::Small],
+            (false, true) if hopper => &[Tile::Large, Tile::Small, Tile::Wgmma],
+            (false, true) => &[Tile::Large, Tile::Small],
+            (false, false) => &[Tile::Any],
         };
-        let multiprocessors = self.limits.multiprocessors.max(1) as usize;
-        let plan = Plan::choose((m, n, k), tiles, multiprocessors, self.workspace.len);
+        let room = Room {
+            multiprocessors: self.multiprocessors(),
+            workspace: self.workspace.len,
+        };
+        let plan = Plan::choose(product, tiles, room);
         self.product_by(plan, product, a, b, added, y);
     }
 
@@ -196,45 +95,78 @@ impl Cuda {
         y: Region,
     ) {
         let Product { layout, m, n, k } = product;
+        let Plan {
+            tile,
+            cuts,
+            k_per_cut,
+        } = plan;
         let dtype = a.dtype;
-        let sums = self.workspace.first(match plan.cuts {
-            1 => 0,
-            cuts => cuts * m * n,
-        });
-        let (stored, now) = match plan.cuts {
+        let sums = self
+            .workspace
+            .first(if cuts > 1 { cuts * m * n } else { 0 });
+        let (stored, now) = match cuts {
             1 => (y, added),
             _ => (sums, Added::default()),
         };
-        let mut arguments = vec![
-            self.address(a),
-            self.address(b),
-            self.optional_address(now.bias),
-            self.optional_address(now.residual),
-        ];
-        if dtype == DType::F32 {
-            arguments.push(self.address(stored));
-        } else {
-            arguments.extend(self.by_format(stored));
+        let mut arguments = Vec::with_capacity(16);
+        match tile {
+            Tile::Wgmma => arguments.extend(self.maps(product, a, b)),
+            _ => arguments.extend([self.address(a), self.address(b)]),
         }
-        arguments.extend([m, n, k, plan.k_per_cut].map(number));
-        let size = plan.tile.size();
-        let launch = Launch {
-            grid: [
-                (m.div_ceil(size) * n.div_ceil(size)) as u32,
-                plan.cuts as u32,
-                1,
-            ],
-            threads: if dtype == DType::F32 {
-                F32_THREADS
-            } else {
-                HALF_THREADS
-            },
-            shared_bytes: plan.tile.shared(dtype) as u32,
+        arguments.push(self.optional_address(now.bias));
+        arguments.push(self.optional_address(now.residual));
+        match dtype {
+            DType::F32 => arguments.push(self.address(stored)),
+            _ => arguments.extend(self.by_format(stored)),
+        }
+        arguments.extend([m, n, k, k_per_cut].map(number));
+        let tiles = tile.count(product);
+        let grid = match tile {
+            // Each block walks over tiles and cuts, as many blocks as run at once.
+            Tile::Wgmma => {
+                arguments.extend([tiles, tiles * cuts].map(number));
+                [(tiles * cuts).min(self.multiprocessors()), 1, 1]
+            }
+            _ => [tiles, cuts, 1],
         };
-        self.launch(kernel_name(dtype, layout, plan.tile), launch, &arguments);
-        if plan.cuts > 1 {
-            self.finish(sums, plan.cuts, added, y, n);
+        let launch = Launch {
+            grid: grid.map(|blocks| blocks as u32),
+            threads: tile.threads(dtype),
+            shared_bytes: tile.shared(dtype) as u32,
+        };
+        self.launch(kernel_name(dtype, layout, tile), launch, &arguments);
+        if cuts > 1 {
+            self.finish(sums, cuts, added, y, n);
         }
+    }
+
+    /// The operands as `linear_wgmma.cu` fetches them: lines of 64 numbers, a slice of the tile's rows
+    /// or columns at once where they lie along the summed index, else 64 of them.
+    fn maps(&self, product: Product, a: Region, b: Region) -> [Arg; 2] {
+        const LINE: usize = 64;
+        let Product { layout, m, n, k } = product;
+        let (tile_m, tile_n) = Tile::Wgmma.size();
+        let map = |operand: Region, along_k: bool, size: usize, tile: usize| {
+            let (rows, columns) = if along_k { (size, k) } else { (k, size) };
+            Arg::Map(MatrixMap {
+                address: self.address(operand).bits(),
+                dtype: operand.dtype,
+                rows: rows as u64,
+                columns: columns as u64,
+                box_rows: if along_k { tile } else { Tile::Wgmma.slice() } as u32,
+                box_columns: LINE as u32,
+            })
+        };
+        let (a_along_k, b_along_k) = match layout {
+            Layout::Nt => (true, true),
+            Layout::Nn => (true, false),
+            Layout::Tn => (false, false),
+        };
+        [map(a, a_along_k, m, tile_m), map(b, b_along_k, n, tile_n)]
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.limits.multiprocessors.max(1) as usize
     }
 
     /// y = the sum of the cuts, and what is added, in rows of n.
@@ -246,7 +178,7 @@ impl Cuda {
         ];
         arguments.extend(self.by_format(y));
         arguments.extend([y.len, n, cuts].map(number));
-        let most = 16 * self.limits.multiprocessors.max(1) as usize;
+        let most = 16 * self.multiprocessors();
         let blocks = y.len.div_ceil(SUMS_THREADS as usize).min(most);
         let launch = Launch::blocks(blocks, SUMS_THREADS);
         self.launch(kernel!(y.dtype, "linear_finish"), launch, &arguments);
@@ -265,13 +197,13 @@ impl Cuda {
         // A part is worth a block from 8 rows for each of its 8 warps.
         const ROWS_PER_PART: usize = 64;
         let width = 16 / dy.dtype.size();
-        let whole = columns % width == 0 && dy.offset % 16 == 0;
+        let whole = columns.is_multiple_of(width) && dy.offset.is_multiple_of(16);
         let (kernel, width) = match whole {
             true => (kernel!(dy.dtype, "linear_column_sums"), width),
             false => (kernel!(dy.dtype, "linear_column_sums_any"), 1),
         };
         let blocks = columns.div_ceil(32 * width);
-        let fill = (4 * self.limits.multiprocessors as usize).div_ceil(blocks);
+        let fill = (4 * self.multiprocessors()).div_ceil(blocks);
         let parts = rows
             .div_ceil(ROWS_PER_PART)
             .min(fill)
@@ -388,68 +320,135 @@ mod emulated;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::cuda::{Driver, Limits};
+    use crate::error::Result;
+    use crate::ops::Backend;
+    use std::sync::{Arc, Mutex};
 
-    const H100: usize = 132;
-    const WORKSPACE: usize = 8 << 20;
-    const ALIGNED: &[Tile] = &[Tile::Large, Tile::Small];
+    type Launches = Arc<Mutex<Vec<(&'static str, Launch, Vec<Arg>)>>>;
 
-    fn plan(sizes: (usize, usize, usize)) -> Plan {
-        Plan::choose(sizes, ALIGNED, H100, WORKSPACE)
-    }
+    /// A device of this capability that writes down what it is asked to launch.
+    struct Recorder((u32, u32), Launches);
 
-    #[test]
-    fn many_tiles_are_large_and_not_cut() {
-        let Plan { tile, cuts, .. } = plan((4096, 4096, 4096));
-        assert_eq!((tile, cuts), (Tile::Large, 1));
-    }
-
-    #[test]
-    fn a_small_weight_of_many_tokens_is_cut() {
-        let Plan { cuts, .. } = plan((576, 576, 16384));
-        assert!(cuts >= 4, "{cuts}");
-    }
-
-    #[test]
-    fn one_row_takes_small_tiles() {
-        assert_eq!(plan((1, 49152, 576)).tile, Tile::Small);
-    }
-
-    #[test]
-    fn a_little_product_is_one_block() {
-        let Plan { tile, cuts, .. } = plan((1, 1, 1));
-        assert_eq!((tile, cuts), (Tile::Small, 1));
-    }
-
-    proptest! {
-        #[test]
-        fn cuts_share_the_sum_without_an_empty_one(
-            m in 1..2000usize, n in 1..2000usize, k in 1..20000usize, multiprocessors in 1..200usize,
-        ) {
-            let Plan { cuts, k_per_cut, .. } =
-                Plan::choose((m, n, k), ALIGNED, multiprocessors, WORKSPACE);
-            prop_assert_eq!(cuts, k.div_ceil(k_per_cut));
-            prop_assert!(cuts == 1 || k_per_cut % SLICE == 0 && cuts * m * n <= WORKSPACE);
+    impl Driver for Recorder {
+        fn describe(&self) -> String {
+            "a recorder".to_owned()
+        }
+        fn limits(&self) -> Limits {
+            Limits {
+                capability: self.0,
+                multiprocessors: 132,
+                shared_memory: 227 * 1024,
+            }
+        }
+        fn allocate(&mut self, _: usize) -> Result<u64> {
+            Ok(1 << 40)
+        }
+        fn free(&mut self, _: u64) {}
+        fn write(&mut self, _: u64, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn read(&mut self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn copy(&mut self, _: u64, _: u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn fill32(&mut self, _: u64, _: u32, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn fill16(&mut self, _: u64, _: u16, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn launch(&mut self, kernel: &'static str, launch: Launch, given: &[Arg]) -> Result<()> {
+            self.1
+                .lock()
+                .unwrap()
+                .push((kernel, launch, given.to_vec()));
+            Ok(())
         }
     }
 
-    /// The numbers that the kernels and their launches share.
+    const ROWS: usize = 8192;
+    const INPUTS: usize = 1024;
+    const OUTPUTS: usize = 4096;
+
+    /// What a linear layer launches, forward and backward.
+    fn launches(
+        capability: (u32, u32),
+        gemm: GemmProvider,
+    ) -> Vec<(&'static str, Launch, Vec<Arg>)> {
+        let recorded = Launches::default();
+        let mut cuda = Cuda::new(Box::new(Recorder(capability, recorded.clone())));
+        cuda.set_gemm(gemm);
+        let mut used = 0;
+        let mut place = |len: usize, dtype: DType| {
+            let offset = used;
+            used += len * dtype.size();
+            Region { offset, len, dtype }
+        };
+        let x = place(ROWS * INPUTS, DType::BF16);
+        let y = place(ROWS * OUTPUTS, DType::BF16);
+        let weight = place(OUTPUTS * INPUTS, DType::BF16);
+        let dweight = place(OUTPUTS * INPUTS, DType::F32);
+        let workspace = place(Cuda::WORKSPACE_BYTES / 4, DType::F32);
+        cuda.allocate(used, workspace).unwrap();
+        let shape = LinearShape {
+            rows: ROWS,
+            inputs: INPUTS,
+            outputs: OUTPUTS,
+        };
+        cuda.linear_forward(shape, x, weight, None, None, y);
+        cuda.linear_backward_input(shape, y, weight, x);
+        cuda.linear_backward_weight(shape, y, x, dweight, None);
+        drop(cuda);
+        Arc::into_inner(recorded).unwrap().into_inner().unwrap()
+    }
+
+    fn names(launches: &[(&'static str, Launch, Vec<Arg>)]) -> Vec<&'static str> {
+        launches.iter().map(|launch| launch.0).collect()
+    }
+
     #[test]
-    fn constants_are_those_of_the_kernels() {
-        let half = include_str!("../../kernels/linear.cu");
-        let single = include_str!("../../kernels/linear_f32.cu");
-        let sums = include_str!("../../kernels/linear_sums.cu");
-        for (source, name, value) in [
-            (half, "THREADS", HALF_THREADS as usize),
-            (half, "DEPTH", SLICE),
-            (half, "STAGES", STAGES),
-            (half, "CHUNK", CHUNK),
-            (single, "THREADS", F32_THREADS as usize),
-            (single, "DEPTH", F32_SLICE),
-            (sums, "THREADS", SUMS_THREADS as usize),
-        ] {
-            let line = format!("constexpr u32 {name} = {value};");
-            assert!(source.contains(&line), "{line}");
+    fn warpgroup_instructions_run_only_where_asked_for_and_known() {
+        let portable = [
+            "linear_nt_128_bf16",
+            "linear_nn_128_bf16",
+            "linear_tn_128_bf16",
+        ];
+        assert_eq!(names(&launches((9, 0), GemmProvider::default())), portable);
+        assert_eq!(names(&launches((8, 0), GemmProvider::Wgmma)), portable);
+        assert_eq!(names(&launches((10, 0), GemmProvider::Wgmma)), portable);
+        assert_eq!(
+            names(&launches((9, 0), GemmProvider::Wgmma)),
+            [
+                "linear_nt_wgmma_bf16",
+                "linear_nn_wgmma_bf16",
+                "linear_tn_wgmma_bf16"
+            ]
+        );
+    }
+
+    /// Columns are those of memory; boxes are whole tiles along the summed index, else blocks of 64.
+    #[test]
+    fn maps_describe_the_operands_as_they_lie() {
+        let expected = [
+            [(ROWS, INPUTS, 128), (OUTPUTS, INPUTS, 256)],
+            [(ROWS, OUTPUTS, 128), (OUTPUTS, INPUTS, 64)],
+            [(ROWS, OUTPUTS, 64), (ROWS, INPUTS, 64)],
+        ];
+        for ((_, launch, arguments), expected) in
+            launches((9, 0), GemmProvider::Wgmma).iter().zip(expected)
+        {
+            for (argument, (rows, columns, box_rows)) in arguments.iter().zip(expected) {
+                let Arg::Map(map) = argument else {
+                    panic!("{argument:?}")
+                };
+                assert_eq!((map.rows, map.columns), (rows as u64, columns as u64));
+                assert_eq!((map.box_rows, map.box_columns), (box_rows, 64));
+            }
+            assert!(launch.grid[0] <= 132 && launch.grid[1..] == [1, 1]);
+            assert_eq!(arguments.len(), 12);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Where `kernels/linear.cu` keeps each number: its index arithmetic, restated and tried for every
-//! thread, warp and tile. A slice of an operand is `size` (of m or n) by [`DEPTH`] (of l); it is
+//! Where `kernels/linear.cu` keeps each number, and at the end `linear_wgmma.cu`: their index
+//! arithmetic, restated and tried for every thread, warp and tile. A slice of an operand is `size` (of m or n) by [`DEPTH`] (of l); it is
 //! stored in chunks of eight numbers, 16 bytes, of which eight neighbours fill all banks of shared
 //! memory once.
 
@@ -238,7 +238,7 @@ fn sums_cover_the_tile_once() {
     }
 }
 
-/// The order in which blocks take tiles.
+/// `place_of_tile`: the order in which blocks take tiles.
 #[test]
 fn every_tile_has_one_block() {
     const GROUP: usize = 16;
@@ -255,6 +255,44 @@ fn every_tile_has_one_block() {
                 tiles
                     .iter()
                     .all(|&(row, column)| row < rows && column < columns)
+            );
+        }
+    }
+}
+
+/// `linear_wgmma.cu`: what the boxes leave in shared memory stands where the descriptors of the matrix
+/// instructions say. Both exchange the 16-byte chunks of a line by bits 7 to 9 of the address.
+#[test]
+fn warpgroups_find_what_boxes_left() {
+    const DEPTH: usize = 64;
+    const LINE: usize = 128;
+    const BLOCK: usize = 64 * LINE;
+    let exchanged = |address: usize| address ^ (address / 128 % 8 * 16);
+    for (along_l, size) in [(true, 128), (true, 256), (false, 128), (false, 256)] {
+        // Boxes of 64 numbers a line, one behind the other.
+        let mut shared = vec![None; size * DEPTH];
+        for (row, l) in (0..size).flat_map(|row| (0..DEPTH).map(move |l| (row, l))) {
+            let address = match along_l {
+                true => row * LINE + l * 2,
+                false => row / 64 * BLOCK + l * LINE + row % 64 * 2,
+            };
+            shared[exchanged(address) / 2] = Some((row, l));
+        }
+        // Eight lines are a group, 1024 bytes; beyond 64 of m or n there are blocks.
+        let (group, block) = (8 * LINE, BLOCK);
+        let step = if along_l { 16 * 2 } else { 16 * LINE };
+        for (row, l) in (0..size).flat_map(|row| (0..DEPTH).map(move |l| (row, l))) {
+            let (start, inner) = (l / STEP * step, l % STEP);
+            let address = match along_l {
+                true => start + row / 8 * group + row % 8 * LINE + inner * 2,
+                false => {
+                    start + row / 64 * block + row % 64 * 2 + inner / 8 * group + inner % 8 * LINE
+                }
+            };
+            assert_eq!(
+                shared[exchanged(address) / 2],
+                Some((row, l)),
+                "{along_l} {size}"
             );
         }
     }

@@ -164,16 +164,16 @@ fn check(seed: u64, plan: Plan, dtype: DType, product: Product, end: End) {
 
 /// Each tile that the product may have, whole and in as many cuts as there are, at most three.
 fn plans(dtype: DType, product: Product) -> Vec<Plan> {
-    let Product { layout, m, n, k } = product;
+    let k = product.k;
     let tiles: &[Tile] = match dtype == DType::F32 {
         true => &[Tile::Large, Tile::Small],
-        false if rows_are_whole(layout, m, n, k) => &[Tile::Large, Tile::Small, Tile::Any],
+        false if product.rows_are_whole() => &[Tile::Large, Tile::Small, Tile::Any],
         false => &[Tile::Any],
     };
     let mut plans = Vec::new();
     for &tile in tiles {
         for wanted in [1, 3] {
-            let k_per_cut = k.div_ceil(wanted).next_multiple_of(SLICE);
+            let k_per_cut = k.div_ceil(wanted).next_multiple_of(tile.slice());
             let cuts = k.div_ceil(k_per_cut);
             plans.push(Plan {
                 tile,

@@ -18,6 +18,7 @@ mod grad_norm;
 mod linear;
 #[cfg(test)]
 mod linear_layout;
+mod linear_plan;
 mod nvidia;
 mod qk_norm;
 mod rms_norm;
@@ -25,9 +26,10 @@ mod rope;
 mod rows;
 mod swiglu;
 
-pub use driver::{Arg, Driver, Graph, Launch, Limits};
+pub use driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap};
 #[cfg(feature = "emulate")]
 pub use emulated::Emulated;
+pub use linear::GemmProvider;
 pub use nvidia::{DeviceInfo, available, devices};
 
 use crate::dtype::DType;
@@ -42,6 +44,7 @@ pub struct Cuda {
     arena: u64,
     arena_bytes: usize,
     workspace: Region,
+    gemm: GemmProvider,
     /// What went wrong first. The ops themselves return nothing: see [`Backend::status`].
     failure: Option<(ErrorKind, String)>,
     /// Bytes on their way to or from the device, kept to be filled again.
@@ -69,6 +72,7 @@ impl Cuda {
             arena: 0,
             arena_bytes: 0,
             workspace: Region::EMPTY,
+            gemm: GemmProvider::default(),
             failure: None,
             staging: Vec::new(),
         }

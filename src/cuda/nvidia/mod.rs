@@ -21,10 +21,11 @@ mod staging;
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUfunction_attribute, CUgraphExec,
-    CUresult, CUstream,
+    CUresult, CUstream, CUtensorMap,
 };
 
-use super::driver::{Arg, Driver, Graph, Launch, Limits};
+use super::driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap};
+use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use modules::Modules;
 pub use probe::{DeviceInfo, available, devices};
@@ -171,6 +172,39 @@ impl NvidiaDriver {
             }
             text
         })
+    }
+
+    /// The parameter that a map stands for.
+    fn tensor_map(&self, kernel: &str, map: &MatrixMap) -> Result<CUtensorMap> {
+        use sys::CUtensorMapDataType::*;
+        let mut encoded = CUtensorMap { opaque: [0; 16] };
+        let sizes = [map.columns, map.rows];
+        let row_bytes = [map.columns * map.dtype.size() as u64];
+        let boxed = [map.box_columns, map.box_rows];
+        // SAFETY: the arrays are of the rank, less one for the strides, and outlive the call, which
+        // reads none of the matrix.
+        let code = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut encoded,
+                match map.dtype {
+                    DType::F32 => CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                    DType::BF16 => CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                    DType::F16 => CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                },
+                sizes.len() as u32,
+                map.address as *mut std::ffi::c_void,
+                sizes.as_ptr(),
+                row_bytes.as_ptr(),
+                boxed.as_ptr(),
+                [1u32; 2].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        self.check(code, &format!("a tensor map for {kernel}: {map:?}"))?;
+        Ok(encoded)
     }
 
     /// Before work in the compute stream: it follows the uploads so far.
@@ -426,7 +460,16 @@ impl Driver for NvidiaDriver {
             let mut values = [0u64; MAX_PARAMETERS];
             let mut pointers = [std::ptr::null_mut(); MAX_PARAMETERS];
             let places = values.iter_mut().zip(&mut pointers);
+            let mut maps = Vec::new();
             for (argument, (value, pointer)) in arguments.iter().zip(places) {
+                if let Arg::Map(map) = argument {
+                    // In a box, as the vector moves when it grows.
+                    maps.push(Box::new(driver.tensor_map(kernel, map)?));
+                    *pointer = maps.last_mut().map_or(std::ptr::null_mut(), |map| {
+                        std::ptr::from_mut::<CUtensorMap>(map).cast()
+                    });
+                    continue;
+                }
                 // Low bytes first, as the device reads them: 4 of them for the narrow ones.
                 *value = argument.bits().to_le();
                 *pointer = std::ptr::from_mut(value).cast();
