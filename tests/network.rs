@@ -8,9 +8,12 @@ use sft::dtype::DType;
 use sft::io::WeightFiles;
 use sft::memory::{Purpose, Workload};
 use sft::model::{ModelSpec, ParamTable};
-use sft::ops::Cpu;
 use sft::train::Network;
 use std::path::PathBuf;
+
+#[path = "ops/device.rs"]
+mod device;
+use device::{Device, on_every_backend};
 
 /// The folder beside this file; `SFT_FIXTURES` where the test runs away from its repository.
 fn fixtures() -> PathBuf {
@@ -37,17 +40,17 @@ fn loss_scale(precision: DType) -> f64 {
     }
 }
 
-fn network(model: &str, purpose: Purpose, tokens: usize, threads: usize) -> Network<Cpu> {
-    network_in(DType::F32, model, purpose, tokens, threads)
+fn network<B: Device>(model: &str, purpose: Purpose, tokens: usize, threads: usize) -> Network<B> {
+    network_in::<B>(DType::F32, model, purpose, tokens, threads)
 }
 
-fn network_in(
+fn network_in<B: Device>(
     precision: DType,
     model: &str,
     purpose: Purpose,
     tokens: usize,
     threads: usize,
-) -> Network<Cpu> {
+) -> Network<B> {
     let dir = fixtures().join("models").join(model);
     let spec = ModelSpec::from_dir(&dir).unwrap();
     let table = ParamTable::new(&spec);
@@ -58,9 +61,9 @@ fn network_in(
         stats: tokens,
         head_rows: 7,
         precision,
-        workspace: 0,
+        workspace: B::WORKSPACE_BYTES,
     };
-    let mut network = Network::new(Cpu::new(threads).unwrap(), spec, table, work).unwrap();
+    let mut network = Network::new(B::with_threads(threads), spec, table, work).unwrap();
     let files = WeightFiles::open(&dir).unwrap();
     network
         .load_weights(|p, out| files.read_f32(&p.name, &p.shape, out))
@@ -82,8 +85,7 @@ fn fixture(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-#[test]
-fn logits_loss_and_gradients_match_float64() {
+fn logits_loss_and_gradients_match_float64<B: Device>() {
     for name in MODELS
         .iter()
         .flat_map(|m| [m.to_string(), format!("{m}.long")])
@@ -97,7 +99,7 @@ fn logits_loss_and_gradients_match_float64() {
         let mut batch = Batch::default();
         batch.push(&ids, &ids);
         let train = Purpose::Train { recompute: false };
-        let mut network = network(model, train, ids.len(), 2);
+        let mut network = network::<B>(model, train, ids.len(), 2);
 
         // Twice what the peer's own float32 differs from float64, for logits of size 1.
         let bound = 2.0 * fixture["float32_max_abs_difference"].as_f64().unwrap() + 1e-6;
@@ -163,7 +165,7 @@ fn logits_loss_and_gradients_match_float64() {
 }
 
 /// Gradients of all tensors and the loss of some micro-batches of one update.
-fn gradients(mut network: Network<Cpu>, micro_batches: &[Batch]) -> (Vec<Vec<f32>>, f64) {
+fn gradients<B: Device>(mut network: Network<B>, micro_batches: &[Batch]) -> (Vec<Vec<f32>>, f64) {
     let supervised: usize = micro_batches.iter().map(Batch::supervised).sum();
     let scale = loss_scale(network.workload().precision);
     for batch in micro_batches {
@@ -189,8 +191,7 @@ fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     difference / norm(&mut b.iter().map(|&b| f64::from(b)))
 }
 
-#[test]
-fn half_precision_is_at_most_twice_as_far_off_as_the_peers() {
+fn half_precision_is_at_most_twice_as_far_off_as_the_peers<B: Device>() {
     for name in MODELS
         .iter()
         .flat_map(|m| [m.to_string(), format!("{m}.long")])
@@ -205,11 +206,11 @@ fn half_precision_is_at_most_twice_as_far_off_as_the_peers() {
         batch.push(&ids, &ids);
         let batches = [batch];
         // Within 1e-5 of float64, as the test above has it.
-        let (exact, _) = gradients(network(model, TRAIN, ids.len(), 2), &batches);
+        let (exact, _) = gradients(network::<B>(model, TRAIN, ids.len(), 2), &batches);
         for precision in [DType::BF16, DType::F16] {
             let peer = &fixture["mixed_precision"][precision.name()];
             let peer_off = peer["max_abs_difference"].as_f64().unwrap();
-            let mut network = network_in(precision, model, TRAIN, ids.len(), 2);
+            let mut network = network_in::<B>(precision, model, TRAIN, ids.len(), 2);
             let params = network.table().params.clone();
             let vocab = network.spec().vocab_size;
             let mut logits = vec![0.0; ids.len() * vocab];
@@ -311,13 +312,12 @@ fn assert_equal_gradients(precision: DType, a: &[Vec<f32>], b: &[Vec<f32>], what
     }
 }
 
-#[test]
-fn packing_leaves_the_gradients_equal() {
+fn packing_leaves_the_gradients_equal<B: Device>() {
     for (model, precision) in MODELS.iter().flat_map(|m| FORMATS.map(|f| (m, f))) {
         let sequences = odd_sequences();
-        let (alone, loss) = gradients(network_in(precision, model, TRAIN, 128, 2), &sequences);
+        let (alone, loss) = gradients(network_in::<B>(precision, model, TRAIN, 128, 2), &sequences);
         let (together, packed_loss) = gradients(
-            network_in(precision, model, TRAIN, 128, 2),
+            network_in::<B>(precision, model, TRAIN, 128, 2),
             &[packed(&sequences)],
         );
         assert_equal_gradients(precision, &alone, &together, model);
@@ -326,15 +326,18 @@ fn packing_leaves_the_gradients_equal() {
     }
 }
 
-#[test]
-fn the_accumulation_split_leaves_the_gradients_equal() {
+fn the_accumulation_split_leaves_the_gradients_equal<B: Device>() {
     let s = odd_sequences();
     let whole = [packed(&s)];
     let halves = [packed(&s[..3]), packed(&s[3..])];
     let uneven = [packed(&s[..5]), packed(&s[5..])];
     for precision in FORMATS {
         let run = |batches: &[Batch]| {
-            gradients(network_in(precision, "qwen3-tiny", TRAIN, 128, 2), batches).0
+            gradients(
+                network_in::<B>(precision, "qwen3-tiny", TRAIN, 128, 2),
+                batches,
+            )
+            .0
         };
         let reference = run(&whole);
         assert_equal_gradients(precision, &reference, &run(&halves), "halves");
@@ -342,23 +345,29 @@ fn the_accumulation_split_leaves_the_gradients_equal() {
     }
 }
 
-#[test]
-fn recompute_leaves_the_gradients_equal_to_the_bit() {
+fn recompute_leaves_the_gradients_equal_to_the_bit<B: Device>() {
     for (model, precision) in MODELS.iter().flat_map(|m| FORMATS.map(|f| (m, f))) {
         let batches = [packed(&odd_sequences())];
-        let kept = gradients(network_in(precision, model, TRAIN, 128, 2), &batches);
+        let kept = gradients(network_in::<B>(precision, model, TRAIN, 128, 2), &batches);
         let recompute = Purpose::Train { recompute: true };
-        let again = gradients(network_in(precision, model, recompute, 128, 2), &batches);
+        let again = gradients(
+            network_in::<B>(precision, model, recompute, 128, 2),
+            &batches,
+        );
         assert_eq!(kept, again, "{model} {precision}");
     }
 }
 
-#[test]
-fn the_number_of_threads_leaves_the_gradients_equal_to_the_bit() {
+fn the_number_of_threads_leaves_the_gradients_equal_to_the_bit<B: Device>() {
     let models = ["llama-tiny-untied", "qwen2-tiny", "qwen3-tiny"];
     for (model, precision) in models.iter().flat_map(|m| FORMATS.map(|f| (m, f))) {
         let batches = [packed(&odd_sequences())];
-        let run = |threads| gradients(network_in(precision, model, TRAIN, 128, threads), &batches);
+        let run = |threads| {
+            gradients(
+                network_in::<B>(precision, model, TRAIN, 128, threads),
+                &batches,
+            )
+        };
         let one = run(1);
         for threads in [1, 2, 3] {
             assert_eq!(one, run(threads), "{model} {precision}");
@@ -366,11 +375,10 @@ fn the_number_of_threads_leaves_the_gradients_equal_to_the_bit() {
     }
 }
 
-#[test]
-fn a_wholly_masked_micro_batch_adds_nothing() {
+fn a_wholly_masked_micro_batch_adds_nothing<B: Device>() {
     let mut masked = packed(&odd_sequences());
     masked.labels.fill(IGNORE);
-    let mut network = network("llama-tiny", TRAIN, 128, 2);
+    let mut network = network::<B>("llama-tiny", TRAIN, 128, 2);
     network.forward_backward(&masked, 1.0).unwrap();
     let params = network.table().params.clone();
     for param in &params {
@@ -381,13 +389,12 @@ fn a_wholly_masked_micro_batch_adds_nothing() {
     assert_eq!(network.take_sums().unwrap().supervised, 0);
 }
 
-#[test]
-fn decoding_gives_the_logits_of_the_whole_forward() {
+fn decoding_gives_the_logits_of_the_whole_forward<B: Device>() {
     for model in MODELS {
         let ids = packed(&odd_sequences()).tokens;
         let mut batch = Batch::default();
         batch.push(&ids, &ids);
-        let mut whole = network(model, Purpose::Evaluate, ids.len(), 2);
+        let mut whole = network::<B>(model, Purpose::Evaluate, ids.len(), 2);
         let vocab = whole.spec().vocab_size;
         let mut expected = vec![0.0; ids.len() * vocab];
         whole
@@ -398,7 +405,7 @@ fn decoding_gives_the_logits_of_the_whole_forward() {
         let generate = Purpose::Generate {
             capacity: ids.len(),
         };
-        let mut network = network(model, generate, ids.len(), 2);
+        let mut network = network::<B>(model, generate, ids.len(), 2);
         let prompt = 90; // beyond the sliding window of mistral-tiny
         let mut found = network.prefill(&ids[..prompt]).unwrap();
         for position in prompt..ids.len() {
@@ -415,9 +422,8 @@ fn decoding_gives_the_logits_of_the_whole_forward() {
     }
 }
 
-#[test]
-fn a_batch_beyond_the_plan_is_refused() {
-    let mut network = network("llama-tiny", TRAIN, 16, 1);
+fn a_batch_beyond_the_plan_is_refused<B: Device>() {
+    let mut network = network::<B>("llama-tiny", TRAIN, 16, 1);
     let error = network
         .forward_backward(&packed(&odd_sequences()), 1.0)
         .unwrap_err();
@@ -449,3 +455,15 @@ fn the_plan_is_close_to_the_bytes_that_live_together() {
         assert!(ratio <= 1.05, "{ratio}");
     }
 }
+
+on_every_backend!(
+    logits_loss_and_gradients_match_float64,
+    half_precision_is_at_most_twice_as_far_off_as_the_peers,
+    packing_leaves_the_gradients_equal,
+    the_accumulation_split_leaves_the_gradients_equal,
+    recompute_leaves_the_gradients_equal_to_the_bit,
+    the_number_of_threads_leaves_the_gradients_equal_to_the_bit,
+    a_wholly_masked_micro_batch_adds_nothing,
+    decoding_gives_the_logits_of_the_whole_forward,
+    a_batch_beyond_the_plan_is_refused,
+);

@@ -5,6 +5,8 @@
 //! peer's value, token counts exact. The peer's own float32 gradient norm is up to 7e-6 off its
 //! float64 one, so a correct engine lands far inside.
 //!
+//! They run on the CPU, or on the device that `SFT_TEST_DEVICE` names, such as `cuda:0`.
+//!
 //! In mixed precision the reference is the peer's float32 run: ours may be off it by at most twice what
 //! the peer's own run in that format is. Of updates and evaluations the largest difference of the run
 //! counts, since at a single one roundings may happen to cancel. The norms of the final tensors are one
@@ -102,7 +104,8 @@ fn config(trace: &Value, folder: &Path) -> Result<Config> {
     );
     keys.entry("save_strategy").or_insert("no".into());
     keys.insert("gradient_checkpointing".into(), false.into());
-    keys.insert("device".into(), "cpu".into());
+    let device = std::env::var("SFT_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    keys.insert("device".into(), device.into());
     keys.insert("threads".into(), 1.into());
     let mut config = Config::default();
     config.merge_json(&Value::Object(keys).to_string())?;

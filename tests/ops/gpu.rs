@@ -37,7 +37,7 @@ fn small() -> Scale {
 fn the_program_for_a_gpu_passes_on_the_emulated_device() {
     let folder = tempfile::tempdir().unwrap();
     let open = || sft::cuda::Cuda::emulated(1);
-    let report = suite::run(&small(), open, "cpu", folder.path()).unwrap();
+    let report = suite::run(&small(), open, "cuda-emulated", folder.path()).unwrap();
     for key in ["checks", "updates"] {
         let rows = report[key].as_array().unwrap();
         let failed: Vec<_> = rows.iter().filter(|row| row["passed"] != true).collect();

@@ -4,58 +4,15 @@
 //! a value that is a sum of terms errs by at most (roundings on the way) · U · Σ|terms|. Each test
 //! counts the roundings of its formula; none has a number that was found by trying.
 
+pub use crate::device::Device;
+pub(crate) use crate::device::on_every_backend;
 use crate::precision::storing;
 use sft::dtype::DType;
-use sft::ops::{Backend, Cpu, Indices, Region};
+use sft::ops::{Backend, Indices, Region};
 use sft::rng::Stream;
 
 /// Unit roundoff of float32.
 pub const U: f64 = f32::EPSILON as f64 / 2.0;
-
-/// A backend that the tests know how to make.
-pub trait Device: Backend {
-    /// A fresh device; `threads` means something to a CPU only.
-    fn with_threads(threads: usize) -> Self;
-}
-
-impl Device for Cpu {
-    fn with_threads(threads: usize) -> Self {
-        Cpu::new(threads).unwrap()
-    }
-}
-
-/// The emulated device, where `threads` is the seed of the order in which threads run; or the GPU
-/// that `SFT_TEST_DEVICE` names, such as `cuda:0`.
-#[cfg(feature = "emulate")]
-impl Device for sft::cuda::Cuda {
-    fn with_threads(threads: usize) -> Self {
-        let Ok(device) = std::env::var("SFT_TEST_DEVICE") else {
-            return sft::cuda::Cuda::emulated(threads as u64).unwrap();
-        };
-        let ordinal = device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-        sft::cuda::Cuda::open(ordinal.expect("SFT_TEST_DEVICE is cuda:N")).unwrap()
-    }
-}
-
-/// Makes generic functions `fn test<B: Device>()` into tests of every backend.
-macro_rules! on_every_backend {
-    ($($test:ident),* $(,)?) => {
-        mod cpu {
-            $(#[test]
-            fn $test() {
-                super::$test::<sft::ops::Cpu>();
-            })*
-        }
-        #[cfg(feature = "emulate")]
-        mod emulated {
-            $(#[test]
-            fn $test() {
-                super::$test::<sft::cuda::Cuda>();
-            })*
-        }
-    };
-}
-pub(crate) use on_every_backend;
 
 /// Bytes of a test's arena; pages that are not touched cost nothing on the CPU.
 const ARENA: usize = 64 << 20;

@@ -10,6 +10,7 @@ mod adamw;
 mod attention;
 mod cast;
 mod cross_entropy;
+mod device;
 mod embedding;
 #[cfg(feature = "emulate")]
 mod emulator;
