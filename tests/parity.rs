@@ -5,7 +5,8 @@
 //! peer's value, token counts exact. The peer's own float32 gradient norm is up to 7e-6 off its
 //! float64 one, so a correct engine lands far inside.
 //!
-//! They run on the CPU, or on the device that `SFT_TEST_DEVICE` names, such as `cuda:0`.
+//! They run on the CPU, or on the device that `SFT_TEST_DEVICE` names, such as `cuda:0` or
+//! `cuda-emulated`.
 //!
 //! In mixed precision the reference is the peer's float32 run: ours may be off it by at most twice what
 //! the peer's own run in that format is. Of updates and evaluations the largest difference of the run

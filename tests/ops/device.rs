@@ -19,9 +19,10 @@ impl Device for Cpu {
 #[cfg(feature = "emulate")]
 impl Device for sft::cuda::Cuda {
     fn with_threads(threads: usize) -> Self {
-        let Ok(device) = std::env::var("SFT_TEST_DEVICE") else {
+        let device = std::env::var("SFT_TEST_DEVICE").unwrap_or("cuda-emulated".to_owned());
+        if device == "cuda-emulated" {
             return sft::cuda::Cuda::emulated(threads as u64).unwrap();
-        };
+        }
         let ordinal = device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
         sft::cuda::Cuda::open(ordinal.expect("SFT_TEST_DEVICE is cuda:N")).unwrap()
     }
