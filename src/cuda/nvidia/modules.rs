@@ -157,20 +157,20 @@ fn describe(kernel: &str, handle: CUfunction) -> Result<Function> {
         }
         parameters.push(size);
     }
-    let mut shared = 0;
-    // SAFETY: as above.
-    let code = unsafe {
-        sys::cuFuncGetAttribute(
-            &mut shared,
-            CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            handle,
-        )
+    let bytes = |attribute| -> Result<u32> {
+        let mut bytes = 0;
+        // SAFETY: as above.
+        let code = unsafe { sys::cuFuncGetAttribute(&mut bytes, attribute, handle) };
+        error::check(code, || format!("asking for the shared memory of {kernel}"))?;
+        Ok(bytes.max(0) as u32)
     };
-    error::check(code, || format!("asking for the shared memory of {kernel}"))?;
+    let fixed = bytes(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+    let dynamic = bytes(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?;
     Ok(Function {
         handle,
         parameters,
-        shared: shared.max(0) as u32,
+        // Both kinds come out of the same 48 KiB unless more is asked for.
+        shared: dynamic.min((48_u32 << 10).saturating_sub(fixed)),
     })
 }
 
