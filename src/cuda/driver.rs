@@ -57,6 +57,15 @@ pub trait Driver: Send {
     /// `Device`; `Internal` when no kernel has that name or its parameters differ in number.
     fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) -> Result<()>;
 
+    /// A matrix product by a library of the device's vendor; false where there is none.
+    ///
+    /// # Errors
+    /// `Device`, also for a product that the library does not do.
+    fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
+        let _ = product;
+        Ok(false)
+    }
+
     /// Records the launches, copies and fills that follow instead of doing them; false where that
     /// cannot be done. Uploads, downloads and allocations are errors until [`Driver::end_capture`],
     /// and so is a kernel that was never launched before, whose code would have to be loaded.
@@ -85,6 +94,37 @@ pub trait Driver: Send {
             format!("no graph has the number {}", graph.0),
         ))
     }
+}
+
+/// y (m, n) = a (m, k) · b (k, n), in row-major order without gaps, summed in float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VendorProduct {
+    /// Rows of the product.
+    pub m: usize,
+    /// Its columns.
+    pub n: usize,
+    /// Numbers in each sum.
+    pub k: usize,
+    /// Format of a and b.
+    pub dtype: crate::dtype::DType,
+    /// Format of y: that of a and b, or float32.
+    pub out: crate::dtype::DType,
+    /// Address of a.
+    pub a: u64,
+    /// Whether memory holds aᵀ (k, m).
+    pub a_transposed: bool,
+    /// Address of b.
+    pub b: u64,
+    /// Whether memory holds bᵀ (n, k).
+    pub b_transposed: bool,
+    /// Address of y.
+    pub y: u64,
+    /// Whether the product is added to y.
+    pub accumulate: bool,
+    /// Address of scratch memory.
+    pub workspace: u64,
+    /// Its bytes.
+    pub workspace_bytes: usize,
 }
 
 /// The number of a recorded sequence of operations, in the driver that recorded it.

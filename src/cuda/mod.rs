@@ -26,7 +26,7 @@ mod rope;
 mod rows;
 mod swiglu;
 
-pub use driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap};
+pub use driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
 #[cfg(feature = "emulate")]
 pub use emulated::Emulated;
 pub use linear::GemmProvider;

@@ -13,6 +13,7 @@
 //! CUDA reports the failure of a kernel at some later call, and then at every one. The first failure
 //! is kept, with the name of the kernel that was launched last, and returned from then on.
 
+mod cublaslt;
 mod error;
 mod modules;
 mod nvrtc;
@@ -24,9 +25,10 @@ use cudarc::driver::sys::{
     CUresult, CUstream, CUtensorMap,
 };
 
-use super::driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap};
+use super::driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
+use cublaslt::CublasLt;
 use modules::Modules;
 pub use probe::{DeviceInfo, available, devices};
 use staging::{Ring, SLOT_BYTES, SLOTS};
@@ -41,6 +43,8 @@ pub(super) struct NvidiaDriver {
     limits: Limits,
     context: CUcontext,
     modules: Modules,
+    /// `None` before it was asked for, `Some(None)` where it cannot be loaded.
+    cublaslt: Option<Option<CublasLt>>,
 
     compute: CUstream,
     copy: CUstream,
@@ -102,6 +106,7 @@ impl NvidiaDriver {
             limits,
             context,
             modules: Modules::new(limits.capability),
+            cublaslt: None,
             compute: std::ptr::null_mut(),
             copy: std::ptr::null_mut(),
             computed: std::ptr::null_mut(),
@@ -500,6 +505,23 @@ impl Driver for NvidiaDriver {
         })
     }
 
+    fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
+        if product.m == 0 || product.n == 0 || product.k == 0 {
+            return Ok(false);
+        }
+        self.guarded(|driver| {
+            if driver.cublaslt.is_none() {
+                driver.not_while_capturing("loading cuBLASLt")?;
+                driver.cublaslt = Some(CublasLt::open()?);
+            }
+            driver.follow_uploads()?;
+            match &mut driver.cublaslt {
+                Some(Some(library)) => library.product(product, driver.compute).map(|()| true),
+                _ => Ok(false),
+            }
+        })
+    }
+
     fn begin_capture(&mut self) -> Result<bool> {
         self.guarded(|driver| {
             driver.not_while_capturing("a capture")?;
@@ -582,6 +604,7 @@ impl Drop for NvidiaDriver {
                 for graph in self.graphs.drain(..) {
                     let _ = sys::cuGraphExecDestroy(graph);
                 }
+                self.cublaslt = None;
                 self.modules.unload();
                 for event in [self.computed, self.copied].into_iter().chain(self.fetched) {
                     if !event.is_null() {

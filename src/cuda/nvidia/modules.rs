@@ -77,7 +77,11 @@ impl Modules {
     fn find(&mut self, kernel: &'static str) -> Result<Function> {
         let name = CString::new(kernel)
             .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
-        for (op, source) in candidates(kernel, SOURCES) {
+        // What is loaded is asked first: a wrong guess costs the loading of code that is not needed.
+        let (loaded, unloaded): (Vec<_>, Vec<_>) = candidates(kernel, SOURCES)
+            .into_iter()
+            .partition(|(op, _)| self.modules.contains_key(op));
+        for (op, source) in loaded.into_iter().chain(unloaded) {
             let module = match self.modules.get(op) {
                 Some(&module) => module,
                 None => {
@@ -114,7 +118,7 @@ impl Modules {
 
 /// The operations whose source has the longest beginning of the kernel's name, and among those the
 /// ones whose own name agrees with it in most parts: to be asked in this order. An instance's name is
-/// put together by macros, so the whole of it stands nowhere.
+/// put together by macros, so the whole of it stands nowhere: the first may be wrong.
 pub(super) fn candidates<'a>(
     kernel: &str,
     sources: &[(&'a str, &'a str)],
