@@ -14,7 +14,6 @@ namespace {
 
 constexpr u32 THREADS = 512;
 constexpr float LOWEST = -3.402823466e+38f;
-constexpr float MINUS_INFINITY = -__builtin_huge_valf();
 
 // Errs by 2 units in the last place for float32. Halves are wrong by 2^15 times that before any
 // arithmetic.
@@ -24,7 +23,7 @@ template <class T> __device__ __forceinline__ float exponential(float x) {
 
 // What a thread knows of the logits that it has seen.
 struct Seen {
-    float top = MINUS_INFINITY;
+    float top = -infinity();
     float total = 0.0f;    // sum e^(z - top)
     float weighted = 0.0f; // sum e^(z - top) (z - top)
 
