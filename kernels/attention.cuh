@@ -5,6 +5,13 @@
 
 #include "common.cuh"
 
+// x, from which the compiler computes anew what it would otherwise keep in registers through a
+// loop.
+__device__ __forceinline__ u32 not_kept(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // Some rows of one sequence.
 struct RowBlock {
     u32 sequence; // the sequence's first row among all rows
@@ -21,9 +28,10 @@ __device__ __forceinline__ u32 warp_or(u32 x) {
     return shuffle(x, 0);
 }
 
-// The index-th block of ROWS rows of sequences laid end to end, seq_starts (sequences + 1). The host
-// does not know the lengths and launches tokens / ROWS + sequences blocks, some of them too many.
-// The last rows of a sequence come first, as they see most keys and take longest. By whole warps.
+// The index-th block of ROWS rows of sequences laid end to end, seq_starts (sequences + 1). The
+// host does not know the lengths and launches tokens / ROWS + sequences blocks, some of them too
+// many. The last rows of a sequence come first, as they see most keys and take longest. By whole
+// warps.
 template <u32 ROWS>
 __device__ __forceinline__ RowBlock find_block(const u32* seq_starts, u32 sequences, u32 index) {
     for (u32 base = 0; base < sequences; base += WARP) {
@@ -74,8 +82,8 @@ __device__ __forceinline__ void load_piece(float (&piece)[PIECE], const T* from)
     }
 }
 
-// The product of two rows, by neighbouring `lanes` (a power of two up to 32), in each of them; 0 when
-// not valid. By whole warps.
+// The product of two rows, by neighbouring `lanes` (a power of two up to 32), in each of them; 0
+// when not valid. By whole warps.
 template <u32 PIECE, class T>
 __device__ __forceinline__ float dot(const T* a, const T* b, u32 length, u32 lanes, bool valid) {
     float sum = 0.0f;

@@ -4,10 +4,11 @@
 //   dQ = s dS K,  dK = s sum dS^T Q,  dV = sum P^T dO        (sums over the key head's queries)
 //
 // Two kernels compute P again, so that every sum has one owner and a fixed order, and nothing is
-// added to memory: one owns some keys of a key head and walks over the queries that see them, head by
-// head of its group; the other owns some queries of a head and walks over their keys. Either way the
-// next tile is on its way while one is worked on, and P and dS stay in registers: the first kernel
-// computes them transposed, so that their layout is that of a left operand of the last products.
+// added to memory: one owns some keys of a key head and walks over the queries that see them, head
+// by head of its group; the other owns some queries of a head and walks over their keys. Either way
+// the next tile is on its way while one is worked on, and P and dS stay in registers: the first
+// kernel computes them transposed, so that their layout is that of a left operand of the last
+// products.
 
 #include "attention_tile.cuh"
 

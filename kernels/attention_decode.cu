@@ -1,9 +1,9 @@
 // One new token's attention to the keys and values of a cache (capacity, 2 kv_heads head_dim), keys
 // first, and the copy of new keys and values into it.
 //
-// Bound by memory. The keys are split over blocks, each of which leaves (sum of P V, greatest score,
-// sum of P) of its part; a second kernel adds the parts in their order. A row of keys or values is
-// shared by neighbouring lanes, which take 16 bytes each where they can.
+// Bound by memory. The keys are split over blocks, each of which leaves (sum of P V, greatest
+// score, sum of P) of its part; a second kernel adds the parts in their order. A row of keys or
+// values is shared by neighbouring lanes, which take 16 bytes each where they can.
 
 #include "attention.cuh"
 
@@ -13,7 +13,8 @@ constexpr u32 COLUMNS = 8;
 // Keys whose scores are held at a time.
 constexpr u32 KEYS = 256;
 
-// Keys and values of qkv (rows, qkv_width) -> cache (rows, kv_width); they stand behind the queries.
+// Keys and values of qkv (rows, qkv_width) -> cache (rows, kv_width); they stand behind the
+// queries.
 template <class T>
 __device__ void attention_cache(const T* qkv, T* cache, u64 rows, u32 qkv_width, u32 kv_width,
                                 u32 wide) {
@@ -32,8 +33,8 @@ __device__ void attention_cache(const T* qkv, T* cache, u64 rows, u32 qkv_width,
     }
 }
 
-// The block's part of a head: keys [start, end). Leaves the sums of P V by group of lanes in `sums`,
-// and greatest score and sum of P in every thread.
+// The block's part of a head: keys [start, end). Leaves the sums of P V by group of lanes in
+// `sums`, and greatest score and sum of P in every thread.
 template <u32 PIECE, class T>
 __device__ __forceinline__ void attend(const T* query, const T* keys, const T* values, u32 kv_width,
                                        u32 head_dim, u32 start, u32 end, u32 lanes, float scale,
@@ -46,7 +47,7 @@ __device__ __forceinline__ void attend(const T* query, const T* keys, const T* v
     total = 0.0f;
     for (u32 first = start; first < end; first += KEYS) {
         const u32 count = end - first < KEYS ? end - first : KEYS;
-#pragma unroll 4
+#pragma unroll 1
         for (u32 j = group; j < KEYS; j += groups) {
             const float score = dot<PIECE>(query, keys + u64(first + j) * kv_width, head_dim, lanes,
                                            j < count);
@@ -66,7 +67,7 @@ __device__ __forceinline__ void attend(const T* query, const T* keys, const T* v
         for (u32 k = 0; k < COLUMNS; k++) {
             result[k] *= correction;
         }
-#pragma unroll 4
+#pragma unroll 1
         for (u32 j = group; j < count; j += groups) {
             const T* value = values + u64(first + j) * kv_width;
 #pragma unroll

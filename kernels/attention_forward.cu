@@ -4,10 +4,10 @@
 //   S = s Q K^T (masked),  lse = log sum e^S by row,  P = e^(S - lse),  O = P V
 //
 // A block owns some queries of a head and walks over the tiles of keys that they see, from the
-// diagonal down: a query sees itself, so that its greatest score is finite after the first tile. The
-// next V is on its way while Q K^T is computed, and the next K while the softmax and P V are. A warp
-// owns 16 TILES queries; S and P stay in its registers. Exponentials have base 2: the scale and log2 e
-// are one factor, applied in the fused multiply-add that subtracts the greatest score.
+// diagonal down: a query sees itself, so that its greatest score is finite after the first tile.
+// The next V is on its way while Q K^T is computed, and the next K while the softmax and P V are. A
+// warp owns 16 TILES queries; S and P stay in its registers. Exponentials have base 2: the scale
+// and log2 e are one factor, applied in the fused multiply-add that subtracts the greatest score.
 
 #include "attention_tile.cuh"
 

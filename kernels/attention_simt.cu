@@ -3,7 +3,7 @@
 //
 //   forward   S = s Q K^T (masked),  lse = log sum e^S by row,  P = e^(S - lse),  O = P V
 //   backward  delta = sum dO O by row,  dP = dO V^T,  dS = P (dP - delta)
-//             dQ = s dS K,  dK = s sum dS^T Q,  dV = sum P^T dO   (sums over the key head's queries)
+//             dQ = s dS K,  dK = s sum dS^T Q,  dV = sum P^T dO  (sums over a key head's queries)
 //
 // Only lse is kept between the two. A warp owns some rows, a lane is one column of S: S, P and dS
 // stay in registers, and pass through a few numbers of shared memory to be multiplied by rows of V,
@@ -20,17 +20,17 @@ constexpr u32 ROWS = 2, BLOCK = WARPS * ROWS;
 constexpr u32 COLUMNS = 256 / WARP;
 
 // Between rows of a tile in shared memory; odd, so that 32 rows lie in 32 banks.
-__device__ __forceinline__ u32 stride_of(u32 head_dim) { return head_dim | 1; }
+__device__ __forceinline__ u32 stride_of(u32 head_dim) { return not_kept(head_dim) | 1; }
 
 // Rows of global memory, row_width apart -> tile (rows, stride); those from `valid` on are zeros.
 template <class T>
-__device__ __forceinline__ void load_tile(float* tile, u32 rows, const T* from, u64 row_width,
+__device__ __forceinline__ void load_tile(float* tile, u32 rows, const T* from, u32 row_width,
                                           u32 valid, u32 head_dim) {
     for (u32 row = warp(); row < rows; row += WARPS) {
 #pragma unroll 2
         for (u32 c = lane(); c < head_dim; c += WARP) {
             tile[row * stride_of(head_dim) + c] =
-                row < valid ? to_float(from[row * row_width + c]) : 0.0f;
+                row < valid ? to_float(from[u64(row) * row_width + c]) : 0.0f;
         }
     }
 }
@@ -76,20 +76,30 @@ __device__ __forceinline__ void multiply(float (&result)[ROWS][COLUMNS],
     }
 }
 
-// The warp's rows of result, times factor[r], to rows of global memory.
+// The warp's rows of result, times factor[r], to rows of global memory, by way of its rows of a
+// tile that nobody else reads: a lane's columns are spread.
 template <class T>
-__device__ __forceinline__ void store_rows(T* to, u64 row_width, u32 valid,
+__device__ __forceinline__ void store_rows(T* to, u32 row_width, u32 valid, float* tile,
                                            const float (&result)[ROWS][COLUMNS],
                                            const float (&factor)[ROWS], u32 head_dim) {
+    float* const rows = tile + warp() * ROWS * stride_of(head_dim);
+    sync_warp();
 #pragma unroll
-    for (u32 r = 0; r < ROWS; r++) {
-        const u32 row = warp() * ROWS + r;
+    for (u32 n = 0; n < COLUMNS; n++) {
+        const u32 c = n * WARP + lane();
+        if (c < head_dim) {
 #pragma unroll
-        for (u32 n = 0; n < COLUMNS; n++) {
-            const u32 c = n * WARP + lane();
-            if (row < valid && c < head_dim) {
-                to[row * row_width + c] = from_float<T>(result[r][n] * factor[r]);
+            for (u32 r = 0; r < ROWS; r++) {
+                rows[r * stride_of(head_dim) + c] = result[r][n] * factor[r];
             }
+        }
+    }
+    sync_warp();
+    for (u32 r = 0; r < ROWS && warp() * ROWS + r < valid; r++) {
+#pragma unroll 1
+        for (u32 c = lane(); c < head_dim; c += WARP) {
+            to[u64(warp() * ROWS + r) * row_width + c] =
+                from_float<T>(rows[r * stride_of(head_dim) + c]);
         }
     }
 }
@@ -101,13 +111,12 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
                                        u32 sequences, u32 tokens, u32 heads, u32 kv_heads,
                                        u32 head_dim, u32 window, float scale) {
     const u32 head = blockIdx.x % heads, kv_head = head / (heads / kv_heads);
-    const RowBlock block =
-        find_block<BLOCK>(seq_starts, sequences, blockIdx.x / heads);
+    const RowBlock block = find_block<BLOCK>(seq_starts, sequences, blockIdx.x / heads);
     if (block.length == 0) {
         return;
     }
-    const u64 width = u64(heads + 2 * kv_heads) * head_dim;
-    const T* rows = qkv + block.sequence * width;
+    const u32 width = (heads + 2 * kv_heads) * head_dim;
+    const T* rows = qkv + u64(block.sequence) * width;
     const u32 key_column = (heads + kv_head) * head_dim;
     const u32 value_column = (heads + kv_heads + kv_head) * head_dim;
     const u32 stride = stride_of(head_dim), valid = block.length - block.first;
@@ -116,7 +125,7 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
     float* const queries = shared;                      // (16, stride)
     float* const tile = queries + BLOCK * stride; // (32, stride): keys, then values
     float* const exchange = tile + WARP * stride + warp() * ROWS * WARP;
-    load_tile(queries, BLOCK, rows + block.first * width + head * head_dim, width, valid,
+    load_tile(queries, BLOCK, rows + u64(block.first) * width + head * head_dim, width, valid,
               head_dim);
 
     float top[ROWS], total[ROWS], result[ROWS][COLUMNS];
@@ -133,7 +142,7 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
     for (u32 keys = block.first / WARP * WARP;; keys -= WARP) {
         const u32 valid_keys = block.length - keys;
         sync_threads();
-        load_tile(tile, WARP, rows + keys * width + key_column, width, valid_keys, head_dim);
+        load_tile(tile, WARP, rows + u64(keys) * width + key_column, width, valid_keys, head_dim);
         sync_threads();
         float p[ROWS] = {};
         multiply_transposed(p, queries, tile, head_dim);
@@ -152,7 +161,7 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
             }
         }
         sync_threads();
-        load_tile(tile, WARP, rows + keys * width + value_column, width, valid_keys, head_dim);
+        load_tile(tile, WARP, rows + u64(keys) * width + value_column, width, valid_keys, head_dim);
         sync_threads();
         multiply(result, p, tile, exchange, head_dim);
         if (keys == last_tile) {
@@ -168,9 +177,9 @@ __device__ void attention_forward_simt(const T* qkv, const u32* seq_starts, T* o
             lse[u64(head) * tokens + block.sequence + block.first + row] = top[r] + logf(total[r]);
         }
     }
-    const u64 out_width = u64(heads) * head_dim;
-    store_rows(out + (block.sequence + block.first) * out_width + head * head_dim, out_width, valid,
-               result, inverse, head_dim);
+    const u32 out_width = heads * head_dim;
+    store_rows(out + u64(block.sequence + block.first) * out_width + head * head_dim, out_width,
+               valid, queries, result, inverse, head_dim);
 }
 
 // A block of keys: its part of dqkv from all queries that see it. One block for each 16 keys of one
@@ -182,49 +191,46 @@ __device__ void attention_backward_keys_simt(const T* qkv, const u32* seq_starts
                                              u32 head_dim, u32 window, float scale, u32 kv_first,
                                              u32 kv_count) {
     const u32 kv_head = kv_first + blockIdx.x % kv_count, group = heads / kv_heads;
-    const RowBlock block =
-        find_block<BLOCK>(seq_starts, sequences, blockIdx.x / kv_count);
+    const RowBlock block = find_block<BLOCK>(seq_starts, sequences, blockIdx.x / kv_count);
     if (block.length == 0) {
         return;
     }
-    const u64 width = u64(heads + 2 * kv_heads) * head_dim, out_width = u64(heads) * head_dim;
-    const T* rows = qkv + block.sequence * width;
-    const T* dout_rows = dout + block.sequence * out_width;
+    const u32 width = (heads + 2 * kv_heads) * head_dim, out_width = heads * head_dim;
+    const u64 first_row = u64(block.sequence) + block.first;
     const u32 key_column = (heads + kv_head) * head_dim;
     const u32 value_column = (heads + kv_heads + kv_head) * head_dim;
-    const u32 stride = stride_of(head_dim), valid = block.length - block.first;
+    const u32 valid = block.length - block.first;
 
+    // Rows in shared memory: keys (16), values (16), queries (32), dout (32), exchange.
     DYNAMIC_SHARED(float, shared);
-    float* const key_tile = shared;                                 // (16, stride)
-    float* const value_tile = key_tile + BLOCK * stride;   // (16, stride)
-    float* const query_tile = value_tile + BLOCK * stride; // (32, stride)
-    float* const dout_tile = query_tile + WARP * stride;            // (32, stride)
-    float* const exchange = dout_tile + WARP * stride + warp() * ROWS * WARP;
-    load_tile(key_tile, BLOCK, rows + block.first * width + key_column, width, valid,
-              head_dim);
-    load_tile(value_tile, BLOCK, rows + block.first * width + value_column, width, valid,
+    const auto tile = [&](u32 row) { return shared + row * stride_of(head_dim); };
+    constexpr u32 KEYS = 0, VALUES = BLOCK, QUERIES = 2 * BLOCK, DOUT = QUERIES + WARP,
+                  EXCHANGE = DOUT + WARP;
+    load_tile(tile(KEYS), BLOCK, qkv + first_row * width + key_column, width, valid, head_dim);
+    load_tile(tile(VALUES), BLOCK, qkv + first_row * width + value_column, width, valid,
               head_dim);
 
     float dkey[ROWS][COLUMNS] = {}, dvalue[ROWS][COLUMNS] = {};
     const u32 last = (valid < BLOCK ? block.length : block.first + BLOCK) - 1;
     const u32 end = end_of_queries(last, window, block.length);
     for (u32 head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        const u64 row_of_lse = u64(head) * tokens + block.sequence;
-        const u64 row_of_delta = u64(head - kv_first * group) * tokens + block.sequence;
         for (u32 queries = block.first / WARP * WARP; queries < end; queries += WARP) {
             sync_threads();
-            load_tile(query_tile, WARP, rows + queries * width + head * head_dim, width,
+            const u64 row = not_kept(block.sequence) + queries;
+            load_tile(tile(QUERIES), WARP, qkv + row * width + head * head_dim, width,
                       block.length - queries, head_dim);
-            load_tile(dout_tile, WARP, dout_rows + queries * out_width + head * head_dim, out_width,
+            load_tile(tile(DOUT), WARP, dout + row * out_width + head * head_dim, out_width,
                       block.length - queries, head_dim);
             sync_threads();
             const u32 query = queries + lane();
             const bool inside = query < block.length;
-            const float query_lse = inside ? lse[row_of_lse + query] : 0.0f;
-            const float query_delta = inside ? delta[row_of_delta + query] : 0.0f;
+            const u32 head_in_chunk = head - kv_first * group;
+            const float query_lse = inside ? lse[u64(head) * tokens + row + lane()] : 0.0f;
+            const float query_delta =
+                inside ? delta[u64(head_in_chunk) * tokens + row + lane()] : 0.0f;
             float p[ROWS] = {}, ds[ROWS] = {};
-            multiply_transposed(p, key_tile, query_tile, head_dim);
-            multiply_transposed(ds, value_tile, dout_tile, head_dim);
+            multiply_transposed(p, tile(KEYS), tile(QUERIES), head_dim);
+            multiply_transposed(ds, tile(VALUES), tile(DOUT), head_dim);
 #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
                 const u32 key = block.first + warp() * ROWS + r;
@@ -232,14 +238,15 @@ __device__ void attention_backward_keys_simt(const T* qkv, const u32* seq_starts
                 p[r] = seen ? expf(p[r] * scale - query_lse) : 0.0f;
                 ds[r] = seen ? p[r] * (ds[r] - query_delta) : 0.0f;
             }
-            multiply(dvalue, p, dout_tile, exchange, head_dim);
-            multiply(dkey, ds, query_tile, exchange, head_dim);
+            float* const exchange = tile(EXCHANGE) + warp() * ROWS * WARP;
+            multiply(dvalue, p, tile(DOUT), exchange, head_dim);
+            multiply(dkey, ds, tile(QUERIES), exchange, head_dim);
         }
     }
-    T* to = dqkv + (block.sequence + block.first) * width;
+    T* to = dqkv + u64(block.sequence + not_kept(block.first)) * width;
     float factor[ROWS] = {scale, scale}, one[ROWS] = {1.0f, 1.0f};
-    store_rows(to + key_column, width, valid, dkey, factor, head_dim);
-    store_rows(to + value_column, width, valid, dvalue, one, head_dim);
+    store_rows(to + key_column, width, valid, tile(KEYS), dkey, factor, head_dim);
+    store_rows(to + value_column, width, valid, tile(VALUES), dvalue, one, head_dim);
 }
 
 // A block of queries: its part of dqkv. One block for each 16 queries of a head of the key heads'
@@ -257,8 +264,8 @@ __device__ void attention_backward_queries_simt(const T* qkv, const u32* seq_sta
     if (block.length == 0) {
         return;
     }
-    const u64 width = u64(heads + 2 * kv_heads) * head_dim, out_width = u64(heads) * head_dim;
-    const T* rows = qkv + block.sequence * width;
+    const u32 width = (heads + 2 * kv_heads) * head_dim, out_width = heads * head_dim;
+    const T* rows = qkv + u64(block.sequence) * width;
     const u32 key_column = (heads + kv_head) * head_dim;
     const u32 value_column = (heads + kv_heads + kv_head) * head_dim;
     const u32 stride = stride_of(head_dim), valid = block.length - block.first;
@@ -269,11 +276,11 @@ __device__ void attention_backward_queries_simt(const T* qkv, const u32* seq_sta
     float* const key_tile = dout_tile + BLOCK * stride;   // (32, stride)
     float* const value_tile = key_tile + WARP * stride;            // (32, stride)
     float* const exchange = value_tile + WARP * stride + warp() * ROWS * WARP;
-    load_tile(query_tile, BLOCK, rows + block.first * width + head * head_dim, width,
+    load_tile(query_tile, BLOCK, rows + u64(block.first) * width + head * head_dim, width,
               valid, head_dim);
     load_tile(dout_tile, BLOCK,
-              dout + (block.sequence + block.first) * out_width + head * head_dim, out_width, valid,
-              head_dim);
+              dout + u64(block.sequence + block.first) * out_width + head * head_dim, out_width,
+              valid, head_dim);
 
     float query_lse[ROWS], query_delta[ROWS];
 #pragma unroll
@@ -288,10 +295,10 @@ __device__ void attention_backward_queries_simt(const T* qkv, const u32* seq_sta
     const u32 end = valid < BLOCK ? block.length : block.first + BLOCK;
     for (u32 keys = first_key(block.first, window) / WARP * WARP; keys < end; keys += WARP) {
         sync_threads();
-        load_tile(key_tile, WARP, rows + keys * width + key_column, width, block.length - keys,
+        load_tile(key_tile, WARP, rows + u64(keys) * width + key_column, width, block.length - keys,
                   head_dim);
-        load_tile(value_tile, WARP, rows + keys * width + value_column, width, block.length - keys,
-                  head_dim);
+        load_tile(value_tile, WARP, rows + u64(keys) * width + value_column, width,
+                  block.length - keys, head_dim);
         sync_threads();
         float p[ROWS] = {}, ds[ROWS] = {};
         multiply_transposed(p, query_tile, key_tile, head_dim);
@@ -306,8 +313,8 @@ __device__ void attention_backward_queries_simt(const T* qkv, const u32* seq_sta
         multiply(dquery, ds, key_tile, exchange, head_dim);
     }
     float factor[ROWS] = {scale, scale};
-    store_rows(dqkv + (block.sequence + block.first) * width + head * head_dim, width, valid, dquery,
-               factor, head_dim);
+    store_rows(dqkv + u64(block.sequence + block.first) * width + head * head_dim, width, valid,
+               query_tile, dquery, factor, head_dim);
 }
 
 #define INSTANTIATE(T, suffix)                                                                     \

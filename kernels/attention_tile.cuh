@@ -1,6 +1,6 @@
 // Tiles of halves in shared memory for matrix instructions: (rows, D) with the 16-byte chunks of a
-// row in an order that depends on the row, so that the 8 rows of an 8x8 matrix, which ldmatrix reads
-// at once, lie in different banks. Heads narrower than D are filled up with zeros.
+// row in an order that depends on the row, so that the 8 rows of an 8x8 matrix, which ldmatrix
+// reads at once, lie in different banks. Heads narrower than D are filled up with zeros.
 
 #pragma once
 
@@ -9,17 +9,11 @@
 constexpr u32 WARPS = 4;
 constexpr u32 THREADS = WARPS * WARP;
 
-// x, from which the compiler computes anew what it would otherwise keep in registers through a loop.
-__device__ __forceinline__ u32 not_kept(u32 x) {
-    asm volatile("" : "+r"(x));
-    return x;
-}
-
 // The warp's place in the block, known to the compiler to be the same in all lanes.
 __device__ __forceinline__ u32 uniform_warp() { return shuffle(warp(), 0); }
 
-// What a chunk's number is xor-ed with. A row has D / 8 chunks, of which rows that are 8 / SPAN apart
-// would meet in the same banks. Only the SPAN chunks of a group change places.
+// What a chunk's number is xor-ed with. A row has D / 8 chunks, of which rows that are 8 / SPAN
+// apart would meet in the same banks. Only the SPAN chunks of a group change places.
 template <u32 D> constexpr u32 SPAN = D % 64 == 0 ? 8 : D % 32 == 0 ? 4 : 2;
 template <u32 D> __device__ __forceinline__ u32 swizzle(u32 row) {
     static_assert(D % 16 == 0, "a row is whole steps of a matrix instruction");
@@ -56,11 +50,12 @@ __device__ __forceinline__ void copy_tile(T* tile, const T* from, u32 row_width,
 template <u32 D> struct Reader {
     u32 row, chunk;
 
-    // From the 16 rows and 16 columns that start at 16 row_step and 16 column_step. Only SPAN / 2 of
-    // the sums of a row are not another plus a constant.
+    // From the 16 rows and 16 columns that start at 16 row_step and 16 column_step. Only SPAN / 2
+    // of the sums of a row are not another plus a constant.
     __device__ __forceinline__ u32 at(u32 row_step, u32 column_step) const {
         const u32 in_group = column_step * 2 % SPAN<D>;
-        return (row_step * 16 + row) * D + (in_group ^ chunk) * 8 + (column_step * 2 - in_group) * 8;
+        const u32 group = column_step * 2 - in_group;
+        return (row_step * 16 + row) * D + group * 8 + (in_group ^ chunk) * 8;
     }
 };
 
@@ -95,7 +90,7 @@ template <u32 D, class T, u32 TILES, u32 COLUMNS>
 __device__ __forceinline__ void multiply_transposed(float (&d)[TILES][COLUMNS][4], const T* rows,
                                                     u32 row_step, const T* columns) {
     const Reader<D> of_rows = reader_of_rows<D>(), of_columns = reader_of_columns<D>();
-#pragma unroll(TILES* D > 192 ? 1 : 2)
+#pragma unroll(TILES * D > 192 ? 1 : 2)
     for (u32 k = 0; k < D / 16; k++) {
         u32 a[TILES][4];
 #pragma unroll
@@ -138,8 +133,8 @@ __device__ __forceinline__ void multiply_rounded(float (&d)[TILES][D / 8][4],
     }
 }
 
-// d (16 TILES, D), rounded, to rows of global memory, by way of the warp's rows of a tile that nobody
-// else reads.
+// d (16 TILES, D), rounded, to rows of global memory, by way of the warp's rows of a tile that
+// nobody else reads.
 template <u32 D, class T, u32 TILES>
 __device__ __forceinline__ void store_rows(T* to, u32 row_width, u32 valid, u32 head_dim, T* tile,
                                            u32 row_step, const float (&d)[TILES][D / 8][4]) {
