@@ -4,8 +4,8 @@ use super::{Arg, Cuda, Launch, kernel};
 use crate::dtype::DType;
 use crate::ops::{Attention, AttentionShape, Indices, Region};
 
-/// Widest head of the kernels.
-const MAX_HEAD_DIM: usize = 256;
+/// Widest head that the kernels take, in numbers.
+pub const MAX_HEAD_DIM: usize = 256;
 
 /// Threads of a block, but for the kernels with matrix instructions.
 const THREADS: u32 = 256;

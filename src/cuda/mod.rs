@@ -26,6 +26,7 @@ mod rope;
 mod rows;
 mod swiglu;
 
+pub use attention::MAX_HEAD_DIM;
 pub use driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
 #[cfg(feature = "emulate")]
 pub use emulated::Emulated;

@@ -4,11 +4,9 @@ use super::any_network::AnyNetwork;
 use super::hooks::Hooks;
 use crate::config::{Config, Device};
 #[cfg(feature = "cuda")]
-use crate::cuda::Cuda;
+use crate::cuda::{self, Cuda};
 use crate::dtype::DType;
-#[cfg(not(feature = "cuda"))]
-use crate::error::{Error, ErrorKind};
-use crate::error::{Result, ResultExt};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::memory::Workload;
 use crate::model::{ModelSpec, ParamTable};
 use crate::ops::{Backend, Cpu};
@@ -21,6 +19,8 @@ pub(super) struct Needs {
     pub precision: DType,
     /// Bytes of scratch memory of its ops.
     pub workspace: usize,
+    /// Widest attention head of its ops.
+    max_head_dim: usize,
 }
 
 impl Needs {
@@ -28,6 +28,7 @@ impl Needs {
         Self {
             precision: config.precision(false),
             workspace: Cpu::WORKSPACE_BYTES,
+            max_head_dim: usize::MAX,
         }
     }
 
@@ -36,7 +37,23 @@ impl Needs {
         Self {
             precision: config.precision(true),
             workspace: Cuda::WORKSPACE_BYTES,
+            max_head_dim: cuda::MAX_HEAD_DIM,
         }
+    }
+
+    /// Whether the device's ops take a model's shape.
+    ///
+    /// # Errors
+    /// `UnsupportedModel` naming what is too large.
+    pub fn check(&self, spec: &ModelSpec) -> Result<()> {
+        if spec.head_dim <= self.max_head_dim {
+            return Ok(());
+        }
+        let message = format!(
+            "head_dim: {}, and the CUDA kernels take up to {}; use device: cpu",
+            spec.head_dim, self.max_head_dim
+        );
+        Err(Error::new(ErrorKind::UnsupportedModel, message))
     }
 }
 

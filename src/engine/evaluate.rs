@@ -23,6 +23,7 @@ pub fn evaluate_model(config: &Config, mut hooks: Hooks) -> Result<EvalReport> {
     let device = OpenDevice::open(config, &mut hooks)?;
     let needs = device.needs();
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
+    needs.check(&spec)?;
     let data = open_data(config, &spec, &mut hooks)?;
     let dataset = data
         .eval

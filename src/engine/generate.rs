@@ -54,6 +54,7 @@ impl Generator {
         let needs = device.needs();
         let folder = model_folder(config)?;
         let spec = ModelSpec::from_dir(folder)?;
+        needs.check(&spec)?;
         let defaults = GenerationDefaults::from_dir(folder)?;
         let capacity = capacity.clamp(1, spec.max_position_embeddings);
         let work = Workload {

@@ -304,6 +304,7 @@ pub(super) fn training_workload(
     data: &Data,
     needs: Needs,
 ) -> Result<Workload> {
+    needs.check(spec)?;
     let (mut tokens, mut sequence_length) = match &data.loader {
         Some(loader) => (
             loader.max_micro_batch_tokens(),
