@@ -12,8 +12,12 @@ pub enum Library {
 
 pub const BOTH: [Library; 2] = [Library::Shared, Library::Static];
 
-/// What a static link needs beside the archive.
-pub const STATIC_LIBRARIES: [&str; 4] = ["-lpthread", "-ldl", "-lm", "-lgcc_s"];
+/// What a static link needs beside the archive; the emulated kernels, which only tests have, are C++.
+pub const STATIC_LIBRARIES: &[&str] = if cfg!(feature = "emulate") {
+    &["-lpthread", "-ldl", "-lm", "-lgcc_s", "-lstdc++"]
+} else {
+    &["-lpthread", "-ldl", "-lm", "-lgcc_s"]
+};
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
