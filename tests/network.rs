@@ -13,6 +13,9 @@ use std::path::PathBuf;
 
 #[path = "ops/device.rs"]
 mod device;
+#[cfg(feature = "cuda")]
+#[path = "network/failing_device.rs"]
+mod failing_device;
 use device::{Device, on_every_backend};
 
 /// The folder beside this file; `SFT_FIXTURES` where the test runs away from its repository.

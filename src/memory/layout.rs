@@ -11,7 +11,8 @@
 //! statistics) is float32. In half precision training keeps the master weights of all tensors and a
 //! rounded copy of the matrices, the operands; without an optimizer there is no master copy of them.
 
-use super::plan::{MemoryPlan, Planner, SegmentKind, TensorId};
+use super::plan::{MemoryPlan, SegmentKind};
+use super::requests::{Requests, Tensor};
 use crate::dtype::DType;
 use crate::model::{ModelSpec, ParamTable, Slot};
 use crate::ops::{ClipStats, Indices, Region, TokenStats};
@@ -411,77 +412,4 @@ struct LayerTensors {
     x_mid: Tensor,
     post_inv_rms: Tensor,
     gate_up: Tensor,
-}
-
-/// A requested tensor.
-#[derive(Clone, Copy)]
-struct Tensor {
-    id: TensorId,
-    len: usize,
-    dtype: DType,
-}
-
-/// The planner, counting in elements.
-#[derive(Default)]
-struct Requests {
-    planner: Planner,
-}
-
-struct Placed {
-    plan: MemoryPlan,
-}
-
-impl Requests {
-    fn of(
-        &mut self,
-        dtype: DType,
-        name: impl Into<String>,
-        kind: SegmentKind,
-        len: usize,
-        life: RangeInclusive<usize>,
-    ) -> Tensor {
-        let id = self.planner.tensor(name, kind, len * dtype.size(), life);
-        Tensor { id, len, dtype }
-    }
-
-    fn f32(
-        &mut self,
-        name: impl Into<String>,
-        kind: SegmentKind,
-        len: usize,
-        life: RangeInclusive<usize>,
-    ) -> Tensor {
-        self.of(DType::F32, name, kind, len, life)
-    }
-
-    fn i32(&mut self, name: &str, len: usize, life: RangeInclusive<usize>) -> (TensorId, usize) {
-        let bytes = len * size_of::<i32>();
-        (
-            self.planner.tensor(name, SegmentKind::Batch, bytes, life),
-            len,
-        )
-    }
-
-    fn solve(self) -> Placed {
-        Placed {
-            plan: self.planner.solve(),
-        }
-    }
-}
-
-impl Placed {
-    fn region(&self, tensor: Tensor) -> Region {
-        Region {
-            offset: self.plan.segment(tensor.id).offset,
-            len: tensor.len,
-            dtype: tensor.dtype,
-        }
-    }
-
-    fn i32(&self, (id, len): (TensorId, usize)) -> Indices {
-        Indices {
-            offset: self.plan.segment(id).offset,
-            len,
-        }
-    }
 }

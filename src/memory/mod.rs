@@ -3,6 +3,7 @@
 
 mod layout;
 mod plan;
+mod requests;
 
 pub use layout::{LayerRegions, NetworkLayout, Purpose, Workload};
 pub use plan::{MemoryPlan, Planner, Segment, SegmentKind, TensorId};

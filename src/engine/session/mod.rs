@@ -3,6 +3,8 @@
 
 mod budget;
 mod ending;
+#[cfg(test)]
+mod tests;
 mod update;
 
 use super::any_network::AnyNetwork;
