@@ -398,7 +398,7 @@ fn train_refuses_before_it_loads_anything() {
     for (flags, word) in [
         (["--learning_rate", "NaN"], "learning_rate"),
         (["--max-length", "0"], "max_length"),
-        (["--device", "cuda"], "CUDA"),
+        (["--device", "cuda:99"], "device: cuda:99"),
         (["--model_name_or_path", "nowhere"], "nowhere"),
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl"),
     ] {

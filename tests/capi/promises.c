@@ -418,7 +418,7 @@ static void cancel_from_log(void *user_data, int32_t level, const char *message)
 
 static void loading_can_be_cancelled(void) {
     sft_canceller *canceller = sft_canceller_new();
-    sft_config *config = configured("{\"max_steps\": 1}");
+    sft_config *config = configured("{\"max_steps\": 1, \"device\": \"cpu\"}");
     char folder[4096];
     snprintf(folder, sizeof folder, "%s-cancelled", arguments[3]);
     IS(SFT_OK, sft_config_set_str(config, "output_dir", folder));
