@@ -9,7 +9,7 @@ use crate::schedule::ScheduleKind;
 use crate::stop::StopConfig;
 
 use super::values::{
-    Amount, Device, EvalStrategy, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
+    Amount, Device, EvalStrategy, Gemm, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
 };
 
 /// One key for help texts.
@@ -184,6 +184,8 @@ config! {
     "Machine" {
         /// auto | cpu | cuda | cuda:N.
         device: Device = Device::Auto;
+        /// What multiplies matrices on CUDA: own (kernels), cublaslt, auto (own, until measured otherwise).
+        gemm: Gemm = Gemm::Auto;
         /// Compute threads; null: all cores.
         threads: Option<usize> = None;
         /// bfloat16 mixed precision: operands of matrix products in bfloat16, sums, weights and optimizer

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 pub use fields::{Config, KeyInfo, keys};
 pub use peer::{PeerKey, peer_keys};
 pub use values::{
-    Amount, Device, EvalStrategy, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
+    Amount, Device, EvalStrategy, Gemm, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
     Setting,
 };
 

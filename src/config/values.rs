@@ -130,6 +130,18 @@ pub enum LossType {
     Nll,
 }
 
+/// What multiplies matrices on a CUDA device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gemm {
+    /// What is known to be faster; own kernels, as nothing has been measured yet.
+    Auto,
+    /// This library's kernels.
+    Own,
+    /// NVIDIA's cuBLASLt, which must be installed.
+    CublasLt,
+}
+
 /// Where the arithmetic runs; written `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {

@@ -57,6 +57,14 @@ pub trait Driver: Send {
     /// `Device`; `Internal` when no kernel has that name or its parameters differ in number.
     fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) -> Result<()>;
 
+    /// Whether [`Driver::vendor_product`] can be asked for.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn has_vendor_products(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// A matrix product by a library of the device's vendor; false where there is none.
     ///
     /// # Errors

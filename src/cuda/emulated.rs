@@ -1,6 +1,8 @@
 //! The CPU as a CUDA device, for tests: runs the kernels compiled as C++ (`kernels/host/`).
 
-use super::{Arg, Cuda, Driver, Launch, Limits};
+use super::driver::VendorProduct;
+use super::{Arg, Cuda, Driver, Launch, Limits, decode, encode};
+use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -130,6 +132,46 @@ impl Driver for Emulated {
         // SAFETY: `at` checked that the bytes are ours.
         unsafe { from.copy_to(to, bytes) };
         Ok(())
+    }
+
+    fn has_vendor_products(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// The definition, term by term.
+    fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
+        let &VendorProduct { m, n, k, .. } = product;
+        let mut bytes = |address: u64, len: usize, dtype: DType| {
+            let mut bytes = vec![0; len * dtype.size()];
+            self.read(address, &mut bytes)?;
+            let mut numbers = vec![0.0; len];
+            decode(&bytes, dtype, &mut numbers);
+            Ok::<_, Error>(numbers)
+        };
+        let a = bytes(product.a, m * k, product.dtype)?;
+        let b = bytes(product.b, k * n, product.dtype)?;
+        let mut y = match product.accumulate {
+            true => bytes(product.y, m * n, product.out)?,
+            false => vec![0.0; m * n],
+        };
+        let at = |transposed, row, column, rows, columns| match transposed {
+            false => row * columns + column,
+            true => column * rows + row,
+        };
+        for i in 0..m {
+            for j in 0..n {
+                y[i * n + j] += (0..k)
+                    .map(|l| {
+                        a[at(product.a_transposed, i, l, m, k)]
+                            * b[at(product.b_transposed, l, j, k, n)]
+                    })
+                    .sum::<f32>();
+            }
+        }
+        let mut encoded = Vec::new();
+        encode(&y, product.out, &mut encoded);
+        self.write(product.y, &encoded)?;
+        Ok(true)
     }
 
     fn fill32(&mut self, to: u64, bits: u32, count: usize) -> Result<()> {

@@ -1,24 +1,28 @@
 //! Launches of `kernels/linear.cu`, `linear_f32.cu`, `linear_wgmma.cu` and `linear_sums.cu`, as
 //! `linear_plan` lays them out.
 
-use super::driver::MatrixMap;
+use super::driver::{MatrixMap, VendorProduct};
 use super::linear_plan::{Layout, Plan, Product, Room, Tile};
 use super::{Arg, Cuda, Launch, kernel};
 use crate::dtype::DType;
-use crate::ops::{Linear, LinearShape, Region};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::{Backend, Linear, LinearShape, Region};
 
 /// Threads of `linear_sums.cu`.
 const SUMS_THREADS: u32 = 256;
 
-/// Whose instructions multiply matrices in half precision.
+/// What multiplies matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GemmProvider {
-    /// Those that all devices since capability 8.0 have.
+    /// Own kernels, by the instructions that all devices since capability 8.0 have.
     #[default]
     Portable,
-    /// On capability 9.0, for large products of aligned matrices, its warpgroup instructions and
-    /// tensor memory accelerator (`kernels/linear_wgmma.cu`). They have not run on a device yet.
+    /// Own kernels, and on capability 9.0, for large products of aligned matrices in half precision,
+    /// its warpgroup instructions and tensor memory accelerator (`kernels/linear_wgmma.cu`). They
+    /// have not run on a device yet.
     Wgmma,
+    /// NVIDIA's cuBLASLt, and own kernels for products with a bias.
+    CublasLt,
 }
 
 fn kernel_name(dtype: DType, layout: Layout, tile: Tile) -> &'static str {
@@ -48,9 +52,18 @@ struct Added {
 }
 
 impl Cuda {
-    /// Chooses whose instructions multiply matrices, from now on.
-    pub fn set_gemm(&mut self, gemm: GemmProvider) {
+    /// Chooses what multiplies matrices, from now on.
+    ///
+    /// # Errors
+    /// `Device` when it is cuBLASLt and that cannot be loaded.
+    pub fn set_gemm(&mut self, gemm: GemmProvider) -> Result<()> {
+        if gemm == GemmProvider::CublasLt && !self.driver.has_vendor_products()? {
+            let message = "gemm: cublaslt cannot be loaded: install NVIDIA's cuBLAS 13 where the \
+                           dynamic linker finds it, or use `own`";
+            return Err(Error::new(ErrorKind::Device, message));
+        }
         self.gemm = gemm;
+        Ok(())
     }
 
     fn product(&mut self, product: Product, a: Region, b: Region, added: Added, y: Region) {
@@ -67,6 +80,9 @@ impl Cuda {
             "a product of {dtype:?} stored as {:?}",
             y.dtype
         );
+        if self.gemm == GemmProvider::CublasLt && added.bias.is_none() {
+            return self.vendor_product(product, a, b, added.residual, y);
+        }
         let whole = product.rows_are_whole() && (a.offset | b.offset).is_multiple_of(16);
         let hopper = self.gemm == GemmProvider::Wgmma
             && self.limits.capability == (9, 0)
@@ -83,6 +99,44 @@ impl Cuda {
         };
         let plan = Plan::choose(product, tiles, room);
         self.product_by(plan, product, a, b, added, y);
+    }
+
+    /// y = a b, or `residual` + a b.
+    fn vendor_product(
+        &mut self,
+        product: Product,
+        a: Region,
+        b: Region,
+        residual: Option<Region>,
+        y: Region,
+    ) {
+        if let Some(residual) = residual.filter(|&residual| residual != y) {
+            self.copy(residual, y);
+        }
+        let Product { layout, m, n, k } = product;
+        let product = VendorProduct {
+            m,
+            n,
+            k,
+            dtype: a.dtype,
+            out: y.dtype,
+            a: self.address(a).bits(),
+            a_transposed: layout == Layout::Tn,
+            b: self.address(b).bits(),
+            b_transposed: layout == Layout::Nt,
+            y: self.address(y).bits(),
+            accumulate: residual.is_some(),
+            workspace: self.address(self.workspace).bits(),
+            workspace_bytes: self.workspace.len * self.workspace.dtype.size(),
+        };
+        if self.failure.is_some() {
+            return;
+        }
+        let done = self.driver.vendor_product(&product).and_then(|done| {
+            let message = || Error::new(ErrorKind::Internal, format!("{product:?} was not done"));
+            done.then_some(()).ok_or_else(message)
+        });
+        self.note(done);
     }
 
     fn product_by(
@@ -321,8 +375,6 @@ mod emulated;
 mod tests {
     use super::*;
     use crate::cuda::{Driver, Limits};
-    use crate::error::Result;
-    use crate::ops::Backend;
     use std::sync::{Arc, Mutex};
 
     type Launches = Arc<Mutex<Vec<(&'static str, Launch, Vec<Arg>)>>>;
@@ -380,7 +432,7 @@ mod tests {
     ) -> Vec<(&'static str, Launch, Vec<Arg>)> {
         let recorded = Launches::default();
         let mut cuda = Cuda::new(Box::new(Recorder(capability, recorded.clone())));
-        cuda.set_gemm(gemm);
+        cuda.set_gemm(gemm).unwrap();
         let mut used = 0;
         let mut place = |len: usize, dtype: DType| {
             let offset = used;

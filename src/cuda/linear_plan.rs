@@ -12,7 +12,7 @@ pub(super) struct Product {
     pub k: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Layout {
     /// a (m, k), b (n, k): forward.
     Nt,

@@ -81,11 +81,14 @@ enum End {
     Biased,
     /// With bias and residual, in float32.
     Residual,
+    /// With a residual alone, in float32.
+    ResidualAlone,
     /// Added to what stands there, in float32.
     Accumulated,
 }
 
-fn check(seed: u64, plan: Plan, dtype: DType, product: Product, end: End) {
+/// By the kernels of a plan; without one, by the vendor's library.
+fn check(seed: u64, plan: Option<Plan>, dtype: DType, product: Product, end: End) {
     let Product { layout, m, n, k } = product;
     let mut device = Device::new(seed);
     let (a, a_values) = device.normals(1, m * k, dtype);
@@ -101,6 +104,17 @@ fn check(seed: u64, plan: Plan, dtype: DType, product: Product, end: End) {
             },
             None,
         ),
+        End::ResidualAlone => {
+            let y = device.put(&vec![f32::NAN; m * n], DType::F32);
+            let residual = Some(residual);
+            (
+                Added {
+                    bias: None,
+                    residual,
+                },
+                Some(y),
+            )
+        }
         End::Residual => {
             let y = device.put(&vec![f32::NAN; m * n], DType::F32);
             (
@@ -121,7 +135,13 @@ fn check(seed: u64, plan: Plan, dtype: DType, product: Product, end: End) {
     };
     let y = y.unwrap_or_else(|| device.put(&vec![f32::NAN; m * n], dtype));
     let after = device.put(&[7.0; 8], DType::F32);
-    device.cuda.product_by(plan, product, a, b, added, y);
+    match plan {
+        Some(plan) => device.cuda.product_by(plan, product, a, b, added, y),
+        None => {
+            device.cuda.set_gemm(GemmProvider::CublasLt).unwrap();
+            device.cuda.product(product, a, b, added, y);
+        }
+    }
     let results = device.get(y);
     assert_eq!(
         device.get(after),
@@ -148,7 +168,7 @@ fn check(seed: u64, plan: Plan, dtype: DType, product: Product, end: End) {
             if matches!(end, End::Biased | End::Residual) {
                 add(bias_values[j]);
             }
-            if matches!(end, End::Residual | End::Accumulated) {
+            if !matches!(end, End::Plain | End::Biased) {
                 add(residual_values[i * n + j]);
             }
             let bound =
@@ -194,7 +214,7 @@ fn check_all(dtype: DType, layout: Layout) {
             // All ends where they are made differently: by pairs, and by single numbers.
             let few = if number == 0 { 4 } else { 2 };
             for end in ends.into_iter().cycle().skip(number * 2).take(few) {
-                check(number as u64 + 1, plan, dtype, product, end);
+                check(number as u64 + 1, Some(plan), dtype, product, end);
             }
         }
     }
@@ -219,6 +239,24 @@ fn products_of_f32_agree_with_float64() {
     check_all(DType::F32, Layout::Nt);
     check_all(DType::F32, Layout::Nn);
     check_all(DType::F32, Layout::Tn);
+}
+
+/// The emulated device does the vendor's products by their definition, so this is about what is asked.
+#[test]
+fn products_by_the_vendor_are_asked_for_with_the_right_factors() {
+    for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+        for dtype in [DType::F32, DType::BF16] {
+            for end in [
+                End::Plain,
+                End::Biased,
+                End::ResidualAlone,
+                End::Accumulated,
+            ] {
+                let [m, n, k] = [9, 16, 24];
+                check(1, None, dtype, Product { layout, m, n, k }, end);
+            }
+        }
+    }
 }
 
 #[test]

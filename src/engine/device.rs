@@ -2,9 +2,11 @@
 
 use super::any_network::AnyNetwork;
 use super::hooks::Hooks;
+#[cfg(feature = "cuda")]
+use crate::config::Gemm;
 use crate::config::{Config, Device};
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, Cuda};
+use crate::cuda::{self, Cuda, GemmProvider};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::memory::Workload;
@@ -72,8 +74,8 @@ impl OpenDevice {
     /// `Device` naming what is missing.
     pub fn open(config: &Config, hooks: &mut Hooks) -> Result<Self> {
         match config.device {
-            Device::Auto => match open_cuda(config, 0) {
-                Ok(device) => Ok(device),
+            Device::Auto => match open_cuda(0) {
+                Ok(cuda) => Self::with_cuda(config, cuda),
                 Err(error) => {
                     // Without CUDA in the build there was nothing to hope for.
                     if cfg!(feature = "cuda") {
@@ -84,14 +86,26 @@ impl OpenDevice {
             },
             Device::Cpu => Self::open_cpu(config),
             Device::Cuda(ordinal) => {
-                open_cuda(config, ordinal).context(|| format!("device: {}", config.device))
+                let cuda = open_cuda(ordinal).context(|| format!("device: {}", config.device))?;
+                Self::with_cuda(config, cuda)
             }
             #[cfg(feature = "emulate")]
-            Device::CudaEmulated => {
-                let backend = Cuda::emulated(EMULATION_SEED)?;
-                Ok(Self::Cuda(backend, Needs::of_cuda(config)))
-            }
+            Device::CudaEmulated => Self::with_cuda(config, Cuda::emulated(EMULATION_SEED)?),
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn with_cuda(config: &Config, mut backend: Cuda) -> Result<Self> {
+        backend.set_gemm(match config.gemm {
+            Gemm::Auto | Gemm::Own => GemmProvider::Portable,
+            Gemm::CublasLt => GemmProvider::CublasLt,
+        })?;
+        Ok(Self::Cuda(backend, Needs::of_cuda(config)))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn with_cuda(_: &Config, backend: Cuda) -> Result<Self> {
+        match backend {}
     }
 
     fn open_cpu(config: &Config) -> Result<Self> {
@@ -145,13 +159,16 @@ pub(super) fn needs(config: &Config, hooks: &mut Hooks) -> Result<Needs> {
 const EMULATION_SEED: u64 = 1;
 
 #[cfg(feature = "cuda")]
-fn open_cuda(config: &Config, ordinal: u32) -> Result<OpenDevice> {
-    let backend = Cuda::open(ordinal as usize)?;
-    Ok(OpenDevice::Cuda(backend, Needs::of_cuda(config)))
+fn open_cuda(ordinal: u32) -> Result<Cuda> {
+    Cuda::open(ordinal as usize)
 }
 
+/// The backend that this build does not have.
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(_: &Config, _: u32) -> Result<OpenDevice> {
+enum Cuda {}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: u32) -> Result<Cuda> {
     let message = "CUDA is not in this build; build with the feature `cuda`, or use `cpu`";
     Err(Error::new(ErrorKind::Device, message))
 }

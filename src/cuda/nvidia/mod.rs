@@ -505,15 +505,21 @@ impl Driver for NvidiaDriver {
         })
     }
 
-    fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
-        if product.m == 0 || product.n == 0 || product.k == 0 {
-            return Ok(false);
-        }
+    fn has_vendor_products(&mut self) -> Result<bool> {
         self.guarded(|driver| {
             if driver.cublaslt.is_none() {
                 driver.not_while_capturing("loading cuBLASLt")?;
                 driver.cublaslt = Some(CublasLt::open()?);
             }
+            Ok(matches!(driver.cublaslt, Some(Some(_))))
+        })
+    }
+
+    fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
+        if product.m == 0 || product.n == 0 || product.k == 0 || !self.has_vendor_products()? {
+            return Ok(false);
+        }
+        self.guarded(|driver| {
             driver.follow_uploads()?;
             match &mut driver.cublaslt {
                 Some(Some(library)) => library.product(product, driver.compute).map(|()| true),
