@@ -13,28 +13,26 @@
 //! CUDA reports the failure of a kernel at some later call, and then at every one. The first failure
 //! is kept, with the name of the kernel that was launched last, and returned from then on.
 
+mod capture;
 mod cublaslt;
 mod error;
+mod launch;
 mod modules;
 mod nvrtc;
 mod probe;
 mod staging;
+mod streams;
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUfunction_attribute, CUgraphExec,
-    CUresult, CUstream, CUtensorMap,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUgraphExec, CUresult, CUstream,
 };
 
-use super::driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
-use crate::dtype::DType;
+use super::driver::{Arg, Driver, Graph, Launch, Limits, VendorProduct};
 use crate::error::{Error, ErrorKind, Result};
 use cublaslt::CublasLt;
 use modules::Modules;
 pub use probe::{DeviceInfo, available, devices};
 use staging::{Ring, SLOT_BYTES, SLOTS};
-
-/// Parameters that a kernel may have.
-const MAX_PARAMETERS: usize = 32;
 
 /// An NVIDIA GPU.
 pub(super) struct NvidiaDriver {
@@ -177,116 +175,6 @@ impl NvidiaDriver {
             }
             text
         })
-    }
-
-    /// The parameter that a map stands for.
-    fn tensor_map(&self, kernel: &str, map: &MatrixMap) -> Result<CUtensorMap> {
-        use sys::CUtensorMapDataType::*;
-        let mut encoded = CUtensorMap { opaque: [0; 16] };
-        let sizes = [map.columns, map.rows];
-        let row_bytes = [map.columns * map.dtype.size() as u64];
-        let boxed = [map.box_columns, map.box_rows];
-        // SAFETY: the arrays are of the rank, less one for the strides, and outlive the call, which
-        // reads none of the matrix.
-        let code = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut encoded,
-                match map.dtype {
-                    DType::F32 => CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-                    DType::BF16 => CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                    DType::F16 => CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                },
-                sizes.len() as u32,
-                map.address as *mut std::ffi::c_void,
-                sizes.as_ptr(),
-                row_bytes.as_ptr(),
-                boxed.as_ptr(),
-                [1u32; 2].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        self.check(code, &format!("a tensor map for {kernel}: {map:?}"))?;
-        Ok(encoded)
-    }
-
-    /// Before work in the compute stream: it follows the uploads so far.
-    fn follow_uploads(&mut self) -> Result<()> {
-        if self.uploads_pending {
-            // SAFETY: event and streams are alive while `self` is; the context is current.
-            let codes = unsafe {
-                [
-                    sys::cuEventRecord(self.copied, self.copy),
-                    sys::cuStreamWaitEvent(self.compute, self.copied, 0),
-                ]
-            };
-            for code in codes {
-                self.check(code, "ordering uploads before work")?;
-            }
-            self.uploads_pending = false;
-        }
-        self.work_pending = true;
-        Ok(())
-    }
-
-    /// Before an upload: it follows the work so far, which may read what it overwrites.
-    fn follow_work(&mut self) -> Result<()> {
-        if self.work_pending {
-            // SAFETY: as above.
-            let codes = unsafe {
-                [
-                    sys::cuEventRecord(self.computed, self.compute),
-                    sys::cuStreamWaitEvent(self.copy, self.computed, 0),
-                ]
-            };
-            for code in codes {
-                self.check(code, "ordering an upload after work")?;
-            }
-            self.work_pending = false;
-        }
-        self.uploads_pending = true;
-        Ok(())
-    }
-
-    /// Copies `from` to the device by way of the ring.
-    fn upload(&mut self, to: u64, from: &[u8]) -> Result<()> {
-        let mut done = 0;
-        while done < from.len() {
-            let piece = self.ring.take(from.len() - done);
-            if let Some(slot) = piece.leaves {
-                // SAFETY: event and stream are alive while `self` is; the context is current.
-                let code = unsafe { sys::cuEventRecord(self.fetched[slot], self.copy) };
-                self.check(code, "an upload")?;
-            }
-            if let Some(slot) = piece.waits {
-                // SAFETY: as above; the event was recorded, as the ring's test shows.
-                let code = unsafe { sys::cuEventSynchronize(self.fetched[slot]) };
-                self.check(code, "waiting for earlier uploads")?;
-            }
-            let part = &from[done..done + piece.len];
-            // SAFETY: the piece lies within the pinned memory, and the device has fetched what was
-            // there before; see `staging`. The target is the caller's to name.
-            let code = unsafe {
-                let pinned = self.pinned.add(piece.offset);
-                pinned.copy_from_nonoverlapping(part.as_ptr(), part.len());
-                sys::cuMemcpyHtoDAsync_v2(to + done as u64, pinned.cast(), part.len(), self.copy)
-            };
-            self.check(code, "an upload")?;
-            done += piece.len;
-        }
-        Ok(())
-    }
-
-    /// Waits for everything that was asked for.
-    fn synchronize(&mut self, doing: &str) -> Result<()> {
-        for stream in [self.copy, self.compute] {
-            // SAFETY: the stream is alive while `self` is; the context is current.
-            let code = unsafe { sys::cuStreamSynchronize(stream) };
-            self.check(code, doing)?;
-        }
-        Ok(())
     }
 
     fn not_while_capturing(&self, what: &str) -> Result<()> {
@@ -443,66 +331,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) -> Result<()> {
-        self.guarded(|driver| {
-            driver.follow_uploads()?;
-            let function = driver.modules.function(kernel)?;
-            check_arguments(kernel, &function.parameters, arguments)?;
-            let handle = function.handle;
-            if launch.shared_bytes > function.shared {
-                // SAFETY: the function is loaded; the context is current.
-                let code = unsafe {
-                    sys::cuFuncSetAttribute(
-                        handle,
-                        CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                        launch.shared_bytes as i32,
-                    )
-                };
-                if code == CUresult::CUDA_SUCCESS {
-                    function.shared = launch.shared_bytes;
-                }
-                driver.check(code, &format!("{kernel} with {launch:?}"))?;
-            }
-            let mut values = [0u64; MAX_PARAMETERS];
-            let mut pointers = [std::ptr::null_mut(); MAX_PARAMETERS];
-            let places = values.iter_mut().zip(&mut pointers);
-            let mut maps = Vec::new();
-            for (argument, (value, pointer)) in arguments.iter().zip(places) {
-                if let Arg::Map(map) = argument {
-                    // In a box, as the vector moves when it grows.
-                    maps.push(Box::new(driver.tensor_map(kernel, map)?));
-                    *pointer = maps.last_mut().map_or(std::ptr::null_mut(), |map| {
-                        std::ptr::from_mut::<CUtensorMap>(map).cast()
-                    });
-                    continue;
-                }
-                // Low bytes first, as the device reads them: 4 of them for the narrow ones.
-                *value = argument.bits().to_le();
-                *pointer = std::ptr::from_mut(value).cast();
-            }
-            driver.last_kernel = Some(kernel);
-            let [x, y, z] = launch.grid;
-            // SAFETY: the function is loaded and takes parameters of these sizes, as was checked;
-            // they are copied by the call. What their addresses mean is the caller's.
-            let code = unsafe {
-                sys::cuLaunchKernel(
-                    handle,
-                    x,
-                    y,
-                    z,
-                    launch.threads,
-                    1,
-                    1,
-                    launch.shared_bytes,
-                    driver.compute,
-                    pointers.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            };
-            match code {
-                CUresult::CUDA_SUCCESS => Ok(()),
-                code => driver.check(code, &format!("launching {kernel} with {launch:?}")),
-            }
-        })
+        self.guarded(|driver| driver.launch_kernel(kernel, launch, arguments))
     }
 
     fn has_vendor_products(&mut self) -> Result<bool> {
@@ -529,70 +358,16 @@ impl Driver for NvidiaDriver {
     }
 
     fn begin_capture(&mut self) -> Result<bool> {
-        self.guarded(|driver| {
-            driver.not_while_capturing("a capture")?;
-            driver.follow_uploads()?;
-            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-            // SAFETY: the stream is alive while `self` is; the context is current.
-            let code = unsafe { sys::cuStreamBeginCapture_v2(driver.compute, mode) };
-            driver.check(code, "starting a capture")?;
-            driver.capturing = true;
-            Ok(true)
-        })
+        self.guarded(Self::begin)
     }
 
     fn end_capture(&mut self) -> Result<Option<Graph>> {
-        self.guarded(|driver| {
-            if !driver.capturing {
-                return Ok(None);
-            }
-            driver.capturing = false;
-            let mut graph = std::ptr::null_mut();
-            // SAFETY: the stream is alive and capturing; `graph` outlives the call.
-            let code = unsafe { sys::cuStreamEndCapture(driver.compute, &mut graph) };
-            driver.check(code, "ending a capture")?;
-            let mut executable = std::ptr::null_mut();
-            // SAFETY: the graph was just made, and is not used after it is destroyed.
-            let code = unsafe {
-                let code = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
-                let _ = sys::cuGraphDestroy(graph);
-                code
-            };
-            driver.check(code, "making a graph of a capture")?;
-            driver.graphs.push(executable);
-            Ok(Some(Graph(driver.graphs.len() - 1)))
-        })
+        self.guarded(Self::end)
     }
 
     fn replay(&mut self, graph: Graph) -> Result<()> {
-        self.guarded(|driver| {
-            driver.not_while_capturing("a replay")?;
-            let Some(&executable) = driver.graphs.get(graph.0) else {
-                let message = format!("no graph has the number {}", graph.0);
-                return Err(Error::new(ErrorKind::Internal, message));
-            };
-            driver.follow_uploads()?;
-            // SAFETY: graph and stream are alive while `self` is; the context is current.
-            let code = unsafe { sys::cuGraphLaunch(executable, driver.compute) };
-            driver.check(code, "replaying a graph")
-        })
+        self.guarded(|driver| driver.replay_graph(graph))
     }
-}
-
-/// Whether a kernel takes these arguments.
-fn check_arguments(kernel: &str, parameters: &[usize], arguments: &[Arg]) -> Result<()> {
-    let given = arguments.iter().map(|argument| argument.size());
-    if arguments.len() <= MAX_PARAMETERS && given.clone().eq(parameters.iter().copied()) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Internal,
-        format!(
-            "{kernel} takes parameters of {parameters:?} bytes (at most {MAX_PARAMETERS}) and was \
-             given {:?}",
-            given.collect::<Vec<_>>()
-        ),
-    ))
 }
 
 impl Drop for NvidiaDriver {
@@ -668,24 +443,6 @@ mod tests {
         for part in ["cuda:1", "NVIDIA L4", "30.00", "20.00", "24.00", "4.00"] {
             assert!(text.contains(part), "{text}");
         }
-    }
-
-    #[test]
-    fn arguments_must_agree_with_the_parameters_in_number_and_size() {
-        let parameters = [8, 8, 4];
-        let right = [Arg::Address(1), Arg::U64(2), Arg::F32(3.0)];
-        check_arguments("k", &parameters, &right).unwrap();
-        for wrong in [
-            &right[..2],
-            &[Arg::Address(1), Arg::U32(2), Arg::F32(3.0)],
-            &[],
-        ] {
-            let error = check_arguments("k", &parameters, wrong).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Internal);
-            assert!(error.to_string().starts_with("k takes"), "{error}");
-        }
-        let many = [Arg::U32(0); MAX_PARAMETERS + 1];
-        assert!(check_arguments("k", &[4; MAX_PARAMETERS + 1], &many).is_err());
     }
 
     #[test]
