@@ -1,5 +1,6 @@
 //! Launches of `kernels/attention_*.cu`.
 
+use super::geometry::number;
 use super::{Arg, Cuda, Launch, kernel};
 use crate::dtype::DType;
 use crate::ops::{Attention, AttentionShape, Indices, Region};
@@ -357,10 +358,6 @@ fn sizes(shape: AttentionShape, seq_starts: Indices, tokens: usize) -> [Arg; 7] 
         number(window.min(u32::MAX as usize)),
         Arg::F32(scale(shape)),
     ]
-}
-
-fn number(x: usize) -> Arg {
-    Arg::U32(u32::try_from(x).expect("a size that fits 32 bits"))
 }
 
 fn scale(shape: AttentionShape) -> f32 {

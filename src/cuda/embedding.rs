@@ -1,11 +1,8 @@
 //! Launches of `kernels/embedding.cu`.
 
-use super::geometry::{WARP, is_grouped};
+use super::geometry::{THREADS, WARP, is_grouped, warps};
 use super::{Arg, Cuda, Launch, kernel};
 use crate::ops::{Embedding, Indices, Region};
-
-const THREADS: usize = 256;
-const WARPS: usize = THREADS / WARP;
 
 /// Groups of columns that a lane of the forward moves.
 const GROUPS: usize = 4;
@@ -15,13 +12,6 @@ const COLUMNS: usize = 4;
 
 /// Tokens that a block sorts.
 const SORTED: usize = 2 * WARP;
-
-/// A warp for each of `rows` and each `columns` of `width`.
-fn warps(rows: usize, width: usize, columns: usize) -> Launch {
-    let mut launch = Launch::blocks(rows.div_ceil(WARPS), THREADS as u32);
-    launch.grid[1] = width.div_ceil(columns) as u32;
-    launch
-}
 
 impl Embedding for Cuda {
     fn embedding_forward(&mut self, table: Region, ids: Indices, out: Region, hidden: usize) {

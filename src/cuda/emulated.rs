@@ -141,17 +141,17 @@ impl Driver for Emulated {
     /// The definition, term by term.
     fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
         let &VendorProduct { m, n, k, .. } = product;
-        let mut bytes = |address: u64, len: usize, dtype: DType| {
+        let mut numbers = |address: u64, len: usize, dtype: DType| {
             let mut bytes = vec![0; len * dtype.size()];
             self.read(address, &mut bytes)?;
             let mut numbers = vec![0.0; len];
             decode(&bytes, dtype, &mut numbers);
             Ok::<_, Error>(numbers)
         };
-        let a = bytes(product.a, m * k, product.dtype)?;
-        let b = bytes(product.b, k * n, product.dtype)?;
+        let a = numbers(product.a, m * k, product.dtype)?;
+        let b = numbers(product.b, k * n, product.dtype)?;
         let mut y = match product.accumulate {
-            true => bytes(product.y, m * n, product.out)?,
+            true => numbers(product.y, m * n, product.out)?,
             false => vec![0.0; m * n],
         };
         let at = |transposed, row, column, rows, columns| match transposed {
@@ -168,9 +168,7 @@ impl Driver for Emulated {
                     .sum::<f32>();
             }
         }
-        let mut encoded = Vec::new();
-        encode(&y, product.out, &mut encoded);
-        self.write(product.y, &encoded)?;
+        self.write(product.y, &encode(&y, product.out))?;
         Ok(true)
     }
 

@@ -1,10 +1,25 @@
 //! Sizes of launches that the kernels bound by memory share.
 
-use super::Cuda;
+use super::{Arg, Cuda, Launch};
 use crate::ops::Region;
 
 /// Threads of a warp.
 pub(super) const WARP: usize = 32;
+
+/// Threads of a block of [`warps`].
+pub(super) const THREADS: usize = 256;
+
+/// A size as an argument.
+pub(super) fn number(size: usize) -> Arg {
+    Arg::U32(u32::try_from(size).expect("a size that fits 32 bits"))
+}
+
+/// A warp for each of `rows` and each `columns` of `width`.
+pub(super) fn warps(rows: usize, width: usize, columns: usize) -> Launch {
+    let mut launch = Launch::blocks(rows.div_ceil(THREADS / WARP), THREADS as u32);
+    launch.grid[1] = width.div_ceil(columns) as u32;
+    launch
+}
 
 impl Cuda {
     /// Blocks of `threads` that run at the same time, where registers are left for `resident` threads

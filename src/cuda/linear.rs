@@ -2,6 +2,7 @@
 //! `linear_plan` lays them out.
 
 use super::driver::{MatrixMap, VendorProduct};
+use super::geometry::number;
 use super::linear_plan::{Layout, Plan, Product, Room, Tile};
 use super::{Arg, Cuda, Launch, kernel};
 use crate::dtype::DType;
@@ -120,13 +121,13 @@ impl Cuda {
             k,
             dtype: a.dtype,
             out: y.dtype,
-            a: self.address(a).bits(),
+            a: self.pointer(a),
             a_transposed: layout == Layout::Tn,
-            b: self.address(b).bits(),
+            b: self.pointer(b),
             b_transposed: layout == Layout::Nt,
-            y: self.address(y).bits(),
+            y: self.pointer(y),
             accumulate: residual.is_some(),
-            workspace: self.address(self.workspace).bits(),
+            workspace: self.pointer(self.workspace),
             workspace_bytes: self.workspace.len * self.workspace.dtype.size(),
         };
         if self.failure.is_some() {
@@ -203,7 +204,7 @@ impl Cuda {
         let map = |operand: Region, along_k: bool, size: usize, tile: usize| {
             let (rows, columns) = if along_k { (size, k) } else { (k, size) };
             Arg::Map(MatrixMap {
-                address: self.address(operand).bits(),
+                address: self.pointer(operand),
                 dtype: operand.dtype,
                 rows: rows as u64,
                 columns: columns as u64,
@@ -280,10 +281,6 @@ impl Cuda {
         };
         self.finish(sums, parts, added, dbias, columns);
     }
-}
-
-fn number(size: usize) -> Arg {
-    Arg::U32(u32::try_from(size).expect("a matrix has fewer than 2^32 rows and columns"))
 }
 
 impl Linear for Cuda {

@@ -33,7 +33,7 @@ pub use emulated::Emulated;
 pub use linear::GemmProvider;
 pub use nvidia::{DeviceInfo, available, devices};
 
-use crate::dtype::DType;
+use crate::dtype::{DType, bf16, f16};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Backend, Indices, Region};
 
@@ -48,8 +48,6 @@ pub struct Cuda {
     gemm: GemmProvider,
     /// What went wrong first. The ops themselves return nothing: see [`Backend::status`].
     failure: Option<(ErrorKind, String)>,
-    /// Bytes on their way to or from the device, kept to be filled again.
-    staging: Vec<u8>,
 }
 
 /// `kernel!(dtype, "swiglu_forward")`: the name of the kernel's instance for a number format.
@@ -75,7 +73,6 @@ impl Cuda {
             workspace: Region::EMPTY,
             gemm: GemmProvider::default(),
             failure: None,
-            staging: Vec::new(),
         }
     }
 
@@ -107,13 +104,23 @@ impl Cuda {
     }
 
     /// The device address of a tensor.
-    fn address(&self, region: Region) -> Arg {
+    fn pointer(&self, region: Region) -> u64 {
         self.inside(region.offset, region.len * region.dtype.size())
     }
 
     /// The device address of index numbers.
-    fn index_address(&self, indices: Indices) -> Arg {
+    fn index_pointer(&self, indices: Indices) -> u64 {
         self.inside(indices.offset, indices.len * size_of::<i32>())
+    }
+
+    /// The address of a tensor, for a kernel.
+    fn address(&self, region: Region) -> Arg {
+        Arg::Address(self.pointer(region))
+    }
+
+    /// The address of index numbers, for a kernel.
+    fn index_address(&self, indices: Indices) -> Arg {
+        Arg::Address(self.index_pointer(indices))
     }
 
     /// The address of an optional tensor, null for none.
@@ -121,13 +128,13 @@ impl Cuda {
         region.map_or(Arg::Address(0), |region| self.address(region))
     }
 
-    fn inside(&self, offset: usize, bytes: usize) -> Arg {
+    fn inside(&self, offset: usize, bytes: usize) -> u64 {
         assert!(
             offset + bytes <= self.arena_bytes,
             "{offset}+{bytes} lies outside the arena of {} bytes",
             self.arena_bytes
         );
-        Arg::Address(self.arena + offset as u64)
+        self.arena + offset as u64
     }
 }
 
@@ -154,42 +161,30 @@ impl Backend for Cuda {
 
     fn upload(&mut self, to: Region, from: &[f32]) {
         assert_eq!(to.len, from.len(), "length of an upload");
-        let Arg::Address(address) = self.address(to) else {
-            return;
+        let address = self.pointer(to);
+        let result = match to.dtype {
+            DType::F32 => self.driver.write(address, bytemuck::cast_slice(from)),
+            half => self.driver.write(address, &encode(from, half)),
         };
-        let mut bytes = std::mem::take(&mut self.staging);
-        let from: &[u8] = match to.dtype {
-            DType::F32 => bytemuck::cast_slice(from),
-            half => {
-                bytes.clear();
-                encode(from, half, &mut bytes);
-                &bytes
-            }
-        };
-        let result = self.driver.write(address, from);
-        self.staging = bytes;
         self.note(result);
     }
 
     fn upload_indices(&mut self, to: Indices, from: &[i32]) {
         assert_eq!(to.len, from.len(), "length of an upload");
-        if let Arg::Address(address) = self.index_address(to) {
-            let result = self.driver.write(address, bytemuck::cast_slice(from));
-            self.note(result);
-        }
+        let address = self.index_pointer(to);
+        let result = self.driver.write(address, bytemuck::cast_slice(from));
+        self.note(result);
     }
 
     fn download(&mut self, from: Region, to: &mut [f32]) {
         assert_eq!(from.len, to.len(), "length of a download");
-        let Arg::Address(address) = self.address(from) else {
-            return;
-        };
+        let address = self.pointer(from);
         let result = match from.dtype {
             DType::F32 => self.driver.read(address, bytemuck::cast_slice_mut(to)),
             half => {
-                self.staging.resize(from.len * half.size(), 0);
-                let result = self.driver.read(address, &mut self.staging);
-                decode(&self.staging, half, to);
+                let mut bytes = vec![0; from.len * half.size()];
+                let result = self.driver.read(address, &mut bytes);
+                decode(&bytes, half, to);
                 result
             }
         };
@@ -202,48 +197,36 @@ impl Backend for Cuda {
             (to.len, to.dtype),
             "regions of a copy"
         );
-        let (Arg::Address(source), Arg::Address(target)) = (self.address(from), self.address(to))
-        else {
-            return;
-        };
-        let result = self
-            .driver
-            .copy(source, target, from.len * from.dtype.size());
+        let (source, target) = (self.pointer(from), self.pointer(to));
+        let bytes = from.len * from.dtype.size();
+        let result = self.driver.copy(source, target, bytes);
         self.note(result);
     }
 
     fn fill(&mut self, to: Region, value: f32) {
-        let Arg::Address(address) = self.address(to) else {
-            return;
-        };
+        let address = self.pointer(to);
+        let mut fill16 = |bits| self.driver.fill16(address, bits, to.len);
         let result = match to.dtype {
             DType::F32 => self.driver.fill32(address, value.to_bits(), to.len),
-            DType::BF16 => {
-                let bits = crate::dtype::bf16::from_f32(value).to_bits();
-                self.driver.fill16(address, bits, to.len)
-            }
-            DType::F16 => {
-                let bits = crate::dtype::f16::from_f32(value).to_bits();
-                self.driver.fill16(address, bits, to.len)
-            }
+            DType::BF16 => fill16(bf16::from_f32(value).to_bits()),
+            DType::F16 => fill16(f16::from_f32(value).to_bits()),
         };
         self.note(result);
     }
 }
 
-/// Float32 numbers as bytes of a half-precision format.
-fn encode(from: &[f32], dtype: DType, to: &mut Vec<u8>) {
-    use crate::dtype::{bf16, f16};
+/// Float32 numbers as bytes of a format.
+fn encode(from: &[f32], dtype: DType) -> Vec<u8> {
+    let from = from.iter();
     match dtype {
-        DType::F32 => to.extend_from_slice(bytemuck::cast_slice(from)),
-        DType::BF16 => to.extend(from.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-        DType::F16 => to.extend(from.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+        DType::F32 => from.flat_map(|x| x.to_le_bytes()).collect(),
+        DType::BF16 => (from.flat_map(|&x| bf16::from_f32(x).to_le_bytes())).collect(),
+        DType::F16 => (from.flat_map(|&x| f16::from_f32(x).to_le_bytes())).collect(),
     }
 }
 
 /// The inverse of [`encode`].
 fn decode(from: &[u8], dtype: DType, to: &mut [f32]) {
-    use crate::dtype::{bf16, f16};
     let pairs = from.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match dtype {
         DType::F32 => bytemuck::cast_slice_mut(to).copy_from_slice(from),

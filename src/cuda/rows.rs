@@ -1,11 +1,8 @@
 //! Launches of `kernels/rows.cu`.
 
-use super::geometry::{WARP, is_grouped};
+use super::geometry::{THREADS, WARP, is_grouped, warps};
 use super::{Arg, Cuda, Launch};
 use crate::ops::{Embedding, Indices, Region, Rows};
-
-const THREADS: usize = 256;
-const WARPS: usize = THREADS / WARP;
 
 /// Groups of columns that a lane moves.
 const GROUPS: usize = 4;
@@ -26,11 +23,10 @@ impl Rows for Cuda {
             tokens <= self.workspace.len,
             "the workspace is too small to place {tokens} rows"
         );
-        let places = self.address(self.workspace.first(tokens));
-        if let Arg::Address(address) = places {
-            let result = self.driver.fill32(address, u32::MAX, tokens);
-            self.note(result);
-        }
+        let places = self.pointer(self.workspace.first(tokens));
+        let result = self.driver.fill32(places, u32::MAX, tokens);
+        self.note(result);
+        let places = Arg::Address(places);
         let arguments = [self.index_address(rows), places, Arg::U64(rows.len as u64)];
         let launch = Launch::blocks(rows.len.div_ceil(THREADS), THREADS as u32);
         self.launch("rows_places_i32", launch, &arguments);
@@ -46,8 +42,7 @@ impl Rows for Cuda {
             Arg::U64(tokens as u64),
             Arg::U32(hidden as u32),
         ];
-        let mut launch = Launch::blocks(tokens.div_ceil(WARPS), THREADS as u32);
-        launch.grid[1] = hidden.div_ceil(GROUPS * WARP * columns) as u32;
+        let launch = warps(tokens, hidden, GROUPS * WARP * columns);
         self.launch(name, launch, &arguments);
     }
 }

@@ -112,14 +112,6 @@ fn the_smallest_host_of_the_readme_works_and_is_small() {
     }
 }
 
-/// The emulated kernels, which only tests have, are C++.
-fn emulator_library() -> &'static str {
-    match cfg!(feature = "emulate") {
-        true => "-lstdc++",
-        false => "",
-    }
-}
-
 #[test]
 fn the_makefile_builds_the_examples_and_installs() {
     let Ok(make) = Command::new("make").arg("--version").output() else {
@@ -138,7 +130,7 @@ fn the_makefile_builds_the_examples_and_installs() {
                 .arg(format!("LIBRARIES={}", library_folder().display()))
                 .arg(format!("BUILD={}", at(link).display()))
                 .arg("CFLAGS=-Wall -Wextra -Werror")
-                .arg(format!("LDLIBS={}", emulator_library()))
+                .arg(format!("LDLIBS={}", EMULATOR_LIBRARIES.join(" ")))
                 .arg(format!("PREFIX={}", at("prefix").display())),
         );
     };

@@ -12,11 +12,14 @@ pub enum Library {
 
 pub const BOTH: [Library; 2] = [Library::Shared, Library::Static];
 
-/// What a static link needs beside the archive; the emulated kernels, which only tests have, are C++.
-pub const STATIC_LIBRARIES: &[&str] = if cfg!(feature = "emulate") {
-    &["-lpthread", "-ldl", "-lm", "-lgcc_s", "-lstdc++"]
+/// What a static link needs beside the archive.
+pub const STATIC_LIBRARIES: [&str; 4] = ["-lpthread", "-ldl", "-lm", "-lgcc_s"];
+
+/// And what else: the emulated kernels, which only tests have, are C++.
+pub const EMULATOR_LIBRARIES: &[&str] = if cfg!(feature = "emulate") {
+    &["-lstdc++"]
 } else {
-    &["-lpthread", "-ldl", "-lm", "-lgcc_s"]
+    &[]
 };
 
 pub fn root() -> &'static Path {
@@ -87,7 +90,8 @@ pub fn program(source: &Path, library: Library, folder: &Path) -> PathBuf {
             .args(["-lsft", "-lpthread", "-lm"]),
         Library::Static => command
             .arg(libraries.join("libsft.a"))
-            .args(STATIC_LIBRARIES),
+            .args(STATIC_LIBRARIES)
+            .args(EMULATOR_LIBRARIES),
     };
     check(&mut command);
     program

@@ -177,6 +177,15 @@ impl NvidiaDriver {
         })
     }
 
+    /// The library, loaded when it is first asked for; `None` where it cannot be.
+    fn cublaslt(&mut self) -> Result<Option<&mut CublasLt>> {
+        if self.cublaslt.is_none() {
+            self.not_while_capturing("loading cuBLASLt")?;
+            self.cublaslt = Some(CublasLt::open()?);
+        }
+        Ok(self.cublaslt.as_mut().and_then(Option::as_mut))
+    }
+
     fn not_while_capturing(&self, what: &str) -> Result<()> {
         match self.capturing {
             false => Ok(()),
@@ -335,24 +344,19 @@ impl Driver for NvidiaDriver {
     }
 
     fn has_vendor_products(&mut self) -> Result<bool> {
-        self.guarded(|driver| {
-            if driver.cublaslt.is_none() {
-                driver.not_while_capturing("loading cuBLASLt")?;
-                driver.cublaslt = Some(CublasLt::open()?);
-            }
-            Ok(matches!(driver.cublaslt, Some(Some(_))))
-        })
+        self.guarded(|driver| Ok(driver.cublaslt()?.is_some()))
     }
 
     fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
-        if product.m == 0 || product.n == 0 || product.k == 0 || !self.has_vendor_products()? {
+        if product.m == 0 || product.n == 0 || product.k == 0 {
             return Ok(false);
         }
         self.guarded(|driver| {
             driver.follow_uploads()?;
-            match &mut driver.cublaslt {
-                Some(Some(library)) => library.product(product, driver.compute).map(|()| true),
-                _ => Ok(false),
+            let stream = driver.compute;
+            match driver.cublaslt()? {
+                Some(library) => library.product(product, stream).map(|()| true),
+                None => Ok(false),
             }
         })
     }
