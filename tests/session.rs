@@ -11,8 +11,8 @@ use sft::ErrorKind;
 use sft::config::Config;
 use sft::data::{Batch, ChatTemplate, Conversation, IGNORE, Tokenizer};
 use sft::engine::{
-    Canceller, Generator, Hooks, LogLevel, SamplingOptions, Session, evaluate_model, plan,
-    training_rows,
+    Canceller, Generator, Hooks, LogLevel, RunRecord, SamplingOptions, Session, evaluate_model,
+    plan, training_rows,
 };
 use sft::model::GenerationDefaults;
 use sft::report::{StepReport, StopReason};
@@ -332,6 +332,48 @@ fn a_folder_that_holds_a_model_is_not_overwritten() {
         b"precious"
     );
     start(config(dir.path(), json!({"overwrite_output_dir": true})));
+}
+
+#[test]
+fn a_run_records_what_it_is_made_of() {
+    let folder = folder();
+    let config = config(folder.path(), json!({}));
+    let out = config.output_dir.clone();
+    let session = start(config.clone());
+    let record = RunRecord::read(&out).unwrap();
+    assert_eq!(record.configuration().unwrap(), config);
+    assert_eq!(record.total_steps, Some(6));
+    assert_eq!(record.precision, "float32");
+    assert_eq!(record.device, session.device());
+    assert_eq!(record.model.model_type, "llama");
+    let names: Vec<&str> = record.data.keys().map(String::as_str).collect();
+    assert_eq!(names, ["eval", "train"]);
+    assert_eq!(Some(&record.data["train"]), session.data_reports().0);
+    let plan = session.memory_plan();
+    assert_eq!(record.memory.total_bytes, plan.total_bytes);
+    for (&kind, &bytes) in &record.memory.bytes_of {
+        assert_eq!(bytes, plan.bytes_of(kind));
+    }
+    drop(session);
+
+    // The record alone is enough for the folder to be taken.
+    std::fs::remove_file(out.join("train_log.jsonl")).unwrap();
+    let error = Session::start(config, Hooks::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert!(error.to_string().contains("run.json"), "{error}");
+}
+
+#[test]
+fn a_start_that_cannot_open_its_log_leaves_nothing_behind() {
+    let folder = folder();
+    let config = config(folder.path(), json!({"overwrite_output_dir": true}));
+    let out = config.output_dir.clone();
+    // Where the log should be stands a folder.
+    std::fs::create_dir_all(out.join("train_log.jsonl")).unwrap();
+    let error = Session::start(config, Hooks::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    let left: Vec<_> = std::fs::read_dir(&out).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }
 
 #[test]

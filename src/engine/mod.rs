@@ -9,6 +9,7 @@ mod hooks;
 mod journal;
 mod prepare;
 mod run_files;
+mod run_record;
 mod session;
 
 pub use evaluate::evaluate_model;
@@ -16,4 +17,5 @@ pub use generate::{Generator, SamplingOptions};
 pub use hooks::{Canceller, Hooks, LogLevel};
 pub use journal::log_row;
 pub use prepare::{open_tokenizer, plan, plan_with, training_rows};
+pub use run_record::{MemoryRecord, ModelRecord, Resumption, RunRecord};
 pub use session::{Export, Session};

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::io::WeightFiles;
 use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
 use crate::model::{ModelSpec, Overrides, ParamTable};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The tokenizer of the model folder and its chat template, with the configuration's overrides.
@@ -87,6 +88,17 @@ pub(super) struct Data {
     pub eval: Option<Dataset>,
     pub train_report: Option<DataReport>,
     pub eval_report: Option<DataReport>,
+}
+
+impl Data {
+    /// What became of the rows, by the names that the record of a run gives them.
+    pub fn reports(&self) -> BTreeMap<String, DataReport> {
+        let named = [("train", &self.train_report), ("eval", &self.eval_report)];
+        let known = named.into_iter();
+        known
+            .filter_map(|(name, report)| Some((name.to_owned(), report.clone()?)))
+            .collect()
+    }
 }
 
 /// The rows of `config` as training sees them: tokenised, without those held back by `val_size`,

@@ -3,11 +3,11 @@
 //! Time is a count of phases of a step. Tensors whose lifetimes do not meet may share bytes. Placement
 //! is greedy: the largest tensor first, each at the lowest offset that is free for its whole life.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
 /// What a segment is for, as `sft plan` groups them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SegmentKind {
     /// Parameters.

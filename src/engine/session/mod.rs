@@ -14,6 +14,7 @@ use super::hooks::Hooks;
 use super::journal::Journal;
 use super::prepare::{self, Data};
 use super::run_files::RunFiles;
+use super::run_record::RunRecord;
 use crate::config::{Config, EvalStrategy};
 use crate::data::{Batch, DataReport};
 use crate::dtype::DType;
@@ -106,7 +107,14 @@ impl Session {
         let network = prepare::open_network(&config, device, spec, work, &mut hooks)?;
         // The folder is made last: a failed start leaves nothing behind.
         let files = RunFiles::create(&config.output_dir)?;
-        let journal = Journal::create(files.folder())?;
+        let record = RunRecord::new(
+            &config,
+            network.as_ref(),
+            precision,
+            data.reports(),
+            total_steps,
+        );
+        let journal = files.begin(&record)?;
         Ok(Self {
             optimizer: AdamWOptions {
                 beta1: config.adam_beta1,
