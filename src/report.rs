@@ -51,7 +51,8 @@ impl StopReason {
     }
 }
 
-/// The result of an evaluation: token-weighted over the whole evaluation set.
+/// The result of an evaluation: token-weighted over all rows of all evaluation sets together, so that
+/// no number depends on the batch size or on how the rows lie in sets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalReport {
     /// The update after which it was taken; 0 is before the first.
@@ -68,6 +69,73 @@ pub struct EvalReport {
     pub tokens: u64,
     /// Wall time, in seconds.
     pub seconds: f64,
+    /// The numbers of each named set; empty where the rows have no name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<EvalSetReport>,
+}
+
+impl EvalReport {
+    /// e to the power of the loss: among how many equally likely tokens the model is undecided.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+
+    /// The part of the named set `name`.
+    pub fn set(&self, name: &str) -> Option<&EvalSetReport> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+
+    /// The numbers of the named sets under the names that the log and the stop rules have for them:
+    /// `eval_<name>_loss` and `eval_<name>_mean_token_accuracy`.
+    pub fn named_metrics(&self) -> Vec<(String, f64)> {
+        let pairs = self.sets.iter().flat_map(|set| {
+            let key = |suffix: &str| format!("eval_{}{suffix}", set.name);
+            [
+                (key(EvalSetReport::LOSS), set.loss),
+                (key(EvalSetReport::ACCURACY), set.token_accuracy),
+            ]
+        });
+        pairs.collect()
+    }
+}
+
+/// The result of an evaluation on one named set: token-weighted over its rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalSetReport {
+    /// The name of the set.
+    pub name: String,
+    /// Mean −log p over supervised positions, in nats.
+    pub loss: f64,
+    /// Fraction of supervised positions whose most likely token is the label.
+    pub token_accuracy: f64,
+    /// Mean entropy of the predictions at supervised positions, in nats.
+    pub entropy: f64,
+    /// Supervised positions.
+    pub supervised_tokens: u64,
+    /// Input tokens.
+    pub tokens: u64,
+    /// Wall time, in seconds.
+    pub seconds: f64,
+}
+
+impl EvalSetReport {
+    /// The numbers of `report`, which is of the set `name` alone.
+    pub(crate) fn new(name: String, report: &EvalReport) -> Self {
+        Self {
+            name,
+            loss: report.loss,
+            token_accuracy: report.token_accuracy,
+            entropy: report.entropy,
+            supervised_tokens: report.supervised_tokens,
+            tokens: report.tokens,
+            seconds: report.seconds,
+        }
+    }
+
+    const LOSS: &str = "_loss";
+    const ACCURACY: &str = "_mean_token_accuracy";
+    /// What follows `eval_` and the set's name in a metric. The perplexity is found from the loss.
+    pub(crate) const SUFFIXES: [&str; 3] = [Self::LOSS, Self::ACCURACY, "_perplexity"];
 }
 
 /// The smallest loss scale of float16 training: the loss as it is.

@@ -648,7 +648,7 @@ fn training_rows_are_those_that_a_run_trains_on() {
 fn a_run_may_be_evaluated_on_its_training_rows_when_told_so() {
     let dir = folder();
     let mut config = config(dir.path(), json!({"eval_strategy": "steps"}));
-    config.eval_dataset_name = config.dataset_name.clone();
+    config.eval_dataset_name = config.dataset_name.clone().map(Into::into);
     let session = start(config.clone());
     assert_eq!(session.data_reports().1.unwrap().rows, 16);
     config.eval_dataset_name = None;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::schedule::ScheduleKind;
 use crate::stop::StopConfig;
 
+use super::eval_datasets::EvalDatasets;
 use super::values::{
     Amount, Device, EvalStrategy, Gemm, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
 };
@@ -68,8 +69,9 @@ config! {
         dataset_train_split: String = "train".to_owned();
         /// The split of a folder to evaluate on.
         dataset_test_split: String = "test".to_owned();
-        /// Evaluation rows: a JSONL file; without it the folder's test split or `val_size`.
-        eval_dataset_name: Option<PathBuf> = None;
+        /// Evaluation rows: a JSONL file, or several as `{name: file, …}`, each with numbers of its own
+        /// (`eval_<name>_loss`); without it the folder's test split or `val_size`.
+        eval_dataset_name: Option<EvalDatasets> = None;
         /// Training rows to hold back for evaluation: a number of rows, or below 1 a share.
         val_size: Option<Amount> = None;
         /// The column of plain-text rows.

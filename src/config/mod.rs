@@ -5,7 +5,9 @@
 //! word) and all of them lead through `Config::merge`: known key, known peer key (`peer`), or an
 //! error that names the nearest known key. [`Config::validate`] then looks at the whole.
 
+mod eval_datasets;
 mod fields;
+mod metrics;
 mod peer;
 mod read;
 mod validate;
@@ -15,6 +17,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+pub use eval_datasets::EvalDatasets;
 pub use fields::{Config, KeyInfo, keys};
 pub use peer::{PeerKey, peer_keys};
 pub use values::{
@@ -72,9 +75,7 @@ impl Config {
     /// # Errors
     /// As [`Config::from_yaml_str`].
     pub fn merge_json(&mut self, json: &str) -> Result<()> {
-        let map: Map<String, Value> = serde_json::from_str(json).map_err(|e| {
-            Error::new(ErrorKind::Config, "the configuration is not a JSON object").with_source(e)
-        })?;
+        let map = read::json_object(json)?;
         let mut merged = self.clone();
         for (key, value) in map {
             merged.merge(&key, value)?;

@@ -41,6 +41,16 @@ pub(super) fn document(text: &str, origin: &str) -> Result<Map<String, Value>> {
     }
 }
 
+/// A JSON object.
+pub(super) fn json_object(json: &str) -> Result<Map<String, Value>> {
+    let wrong = || Error::new(ErrorKind::Config, "the configuration is not a JSON object");
+    match serde_json::from_str::<Node>(json) {
+        Ok(Node(Value::Object(map))) => Ok(map),
+        Ok(Node(other)) => Err(wrong().with_source(format!("found {}", kind_of(&other)))),
+        Err(e) => Err(wrong().with_source(e)),
+    }
+}
+
 /// One word of the command line (or a C string) read as YAML; `None` if it is not valid YAML.
 pub(super) fn scalar(text: &str) -> Option<Value> {
     yaml(text).ok()

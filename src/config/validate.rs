@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 
 use crate::schedule::Schedule;
-use crate::stop::{self, Budget, Direction, Metric, Rule, StopConfig};
+use crate::stop::{self, Budget, Direction, Metric, StopConfig};
 
 use super::fields::Config;
 use super::values::{Amount, Device, EvalStrategy, SaveStrategy};
@@ -22,6 +22,9 @@ impl Config {
         self.check_supported()?;
         self.check_ranges()?;
         self.check_data()?;
+        if let Some(sets) = &self.eval_dataset_name {
+            sets.validate()?;
+        }
         self.check_evaluation()
     }
 
@@ -267,6 +270,7 @@ impl Config {
             );
         }
         self.check_metric()?;
+        self.check_rule_metrics()?;
         self.stop_rules()?;
         self.stop.validate()?;
         // The number of updates is not known yet: options that depend on it are checked at the start.
@@ -277,6 +281,10 @@ impl Config {
     /// What waits for evaluations would wait for ever.
     fn check_without_evaluation(&self) -> Result<()> {
         let metric = self.best_metric()?.map(|(metric, _)| metric);
+        let by_evaluations = match &metric {
+            Some(metric) => self.is_evaluation(metric, "metric_for_best_model")?,
+            None => false,
+        };
         let by_updates = metric.as_ref().is_some_and(Metric::is_per_update);
         let early_stopping = self.early_stopping_patience.is_some();
         let needs = [
@@ -289,10 +297,7 @@ impl Config {
                 "save_strategy: best",
                 self.save_strategy == SaveStrategy::Best,
             ),
-            (
-                "metric_for_best_model",
-                metric.as_ref().is_some_and(is_evaluation),
-            ),
+            ("metric_for_best_model", by_evaluations),
         ];
         let mut waiting: Vec<String> = needs
             .iter()
@@ -301,12 +306,11 @@ impl Config {
             .collect();
         // A host that feeds its own rows evaluates when it likes.
         if self.dataset_name.is_some() {
-            let rules = self.stop.rules.iter().enumerate();
-            waiting.extend(
-                rules
-                    .filter(|(_, rule)| needs_evaluation(rule))
-                    .map(|(i, _)| format!("stop[{i}]")),
-            );
+            for (i, metric) in self.rule_metrics() {
+                if self.is_evaluation(metric, &format!("stop[{i}].metric"))? {
+                    waiting.push(format!("stop[{i}]"));
+                }
+            }
         }
         match waiting.first() {
             None => Ok(()),
@@ -316,49 +320,9 @@ impl Config {
             )),
         }
     }
-
-    /// A loss that should grow, or an accuracy that should fall, is a slip that would keep the worst
-    /// model as the best.
-    fn check_metric(&self) -> Result<()> {
-        let metric =
-            Metric::for_best_model(self.metric_for_best_model.as_deref().unwrap_or("loss"))?;
-        let Some(natural) = metric.known_direction() else {
-            return match self.greater_is_better {
-                Some(_) => Ok(()),
-                None => wrong(format!(
-                    "greater_is_better: missing: the name {metric} does not say which way is better"
-                )),
-            };
-        };
-        let greater = natural == Direction::Maximize;
-        match self.greater_is_better {
-            Some(said) if metric.is_built_in() && said != greater => wrong(format!(
-                "greater_is_better: {said} contradicts the metric {metric}, which should {}; remove \
-                 the key",
-                if greater { "grow" } else { "fall" }
-            )),
-            _ => Ok(()),
-        }
-    }
 }
 
-/// Whether a rule waits for evaluations.
-fn needs_evaluation(rule: &Rule) -> bool {
-    let metric = match rule {
-        Rule::Target(rule) => &rule.metric,
-        Rule::Plateau(rule) => &rule.metric,
-        Rule::Divergence(rule) => &rule.metric,
-        Rule::Overfit(_) => return true,
-        Rule::NonFinite(_) | Rule::Budget(_) => return false,
-    };
-    is_evaluation(metric)
-}
-
-fn is_evaluation(metric: &Metric) -> bool {
-    matches!(metric, Metric::EvalLoss | Metric::EvalTokenAccuracy)
-}
-
-fn wrong<T>(message: impl Into<String>) -> Result<T> {
+pub(super) fn wrong<T>(message: impl Into<String>) -> Result<T> {
     Err(Error::new(ErrorKind::Config, message))
 }
 

@@ -91,7 +91,7 @@ pub fn log_row(report: &StepReport) -> Value {
 }
 
 fn eval_row(epoch: f64, report: &EvalReport) -> Value {
-    json!({
+    let mut row = json!({
         "step": report.step,
         "epoch": number(epoch),
         "eval_loss": number(report.loss),
@@ -100,7 +100,11 @@ fn eval_row(epoch: f64, report: &EvalReport) -> Value {
         "eval_num_tokens": report.tokens,
         "eval_supervised_tokens": report.supervised_tokens,
         "eval_runtime": number(report.seconds),
-    })
+    });
+    for (name, value) in report.named_metrics() {
+        row[name] = number(value);
+    }
+    row
 }
 
 /// JSON has no NaN and no infinity: they are written as text.

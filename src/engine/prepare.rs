@@ -85,9 +85,27 @@ pub(super) fn model_folder(config: &Config) -> Result<&Path> {
 pub(super) struct Data {
     /// None when the host feeds its own batches.
     pub loader: Option<Loader>,
-    pub eval: Option<Dataset>,
+    /// Empty when the host feeds them as well, or nothing is evaluated.
+    pub eval: Vec<EvalSet>,
     pub train_report: Option<DataReport>,
-    pub eval_report: Option<DataReport>,
+}
+
+/// Rows to evaluate on.
+pub(super) struct EvalSet {
+    /// None for the rows of a configuration that names one set, or holds some back.
+    pub name: Option<String>,
+    pub dataset: Dataset,
+    pub report: DataReport,
+}
+
+impl EvalSet {
+    /// How logs and checkpoints write it: `eval`, or `eval_<name>`.
+    pub fn key(&self) -> String {
+        match &self.name {
+            Some(name) => format!("eval_{name}"),
+            None => "eval".to_owned(),
+        }
+    }
 }
 
 impl Data {
@@ -125,26 +143,27 @@ type Rows = (Dataset, DataReport);
 pub(super) fn open_data(config: &Config, spec: &ModelSpec, hooks: &mut Hooks) -> Result<Data> {
     let mut data = Data {
         loader: None,
-        eval: None,
+        eval: Vec::new(),
         train_report: None,
-        eval_report: None,
     };
     if config.dataset_name.is_none() && config.eval_dataset_name.is_none() {
         return Ok(data);
     }
     let opener = Opener::new(config, spec)?;
-    let mut eval = None;
     if let Some(path) = &config.dataset_name {
         let ((dataset, report), held_back) = opener.training(path, hooks)?;
-        eval = held_back;
+        data.eval.extend(held_back.map(|(dataset, report)| EvalSet {
+            name: None,
+            dataset,
+            report,
+        }));
         let loader =
             Loader::new(dataset, loader_options(config)).context(|| path.display().to_string())?;
         (data.loader, data.train_report) = (Some(loader), Some(report));
     }
-    if eval.is_none() {
-        eval = opener.evaluation(hooks)?;
+    if data.eval.is_empty() {
+        data.eval = opener.evaluation(hooks)?;
     }
-    (data.eval, data.eval_report) = eval.unzip();
     Ok(data)
 }
 
@@ -229,24 +248,53 @@ impl<'a> Opener<'a> {
     }
 
     /// The evaluation rows that have a file of their own.
-    fn evaluation(&self, hooks: &mut Hooks) -> Result<Option<Rows>> {
+    fn evaluation(&self, hooks: &mut Hooks) -> Result<Vec<EvalSet>> {
         let config = self.config;
         let split = |path| split_file(path, &config.dataset_test_split, Split::Validation);
-        let file = match (&config.eval_dataset_name, &config.dataset_name) {
-            (Some(path), _) => split(path)?,
+        let mut sets = Vec::new();
+        match (&config.eval_dataset_name, &config.dataset_name) {
+            (Some(named), _) => {
+                for (name, path) in named.iter() {
+                    let place = || match name {
+                        Some(name) => format!("eval_dataset_name.{name}"),
+                        None => "eval_dataset_name".to_owned(),
+                    };
+                    let file = split(path).context(place)?;
+                    let set = file.map(|file| self.evaluation_set(name, &file, hooks));
+                    sets.extend(set.transpose().context(place)?);
+                }
+            }
             // A file of training rows has no part for evaluation.
-            (None, Some(path)) => split(path)?.filter(|file| file != path),
-            (None, None) => None,
-        };
-        let Some(file) = file else { return Ok(None) };
-        let packing = config.eval_packing.unwrap_or(config.packing);
-        let (dataset, report) = self.dataset(&file, packing, &hooks.canceller)?;
-        hooks.info(format!("{}: {report}", file.display()));
+            (None, Some(path)) => {
+                let file = split(path)?.filter(|file| file != path);
+                let set = file.map(|file| self.evaluation_set(None, &file, hooks));
+                sets.extend(set.transpose()?);
+            }
+            (None, None) => {}
+        }
+        Ok(sets)
+    }
+
+    fn evaluation_set(
+        &self,
+        name: Option<&str>,
+        file: &Path,
+        hooks: &mut Hooks,
+    ) -> Result<EvalSet> {
+        let packing = self.config.eval_packing.unwrap_or(self.config.packing);
+        let (dataset, report) = self.dataset(file, packing, &hooks.canceller)?;
+        let label = name.map(|name| format!("{name}: ")).unwrap_or_default();
+        hooks.info(format!("{label}{}: {report}", file.display()));
         if dataset.is_empty() {
             let message = format!("{}: no row to evaluate on: {report}", file.display());
             return Err(Error::new(ErrorKind::Data, message));
         }
-        Ok(Some((dataset, report)))
+        let name = name.map(str::to_owned);
+        Ok(EvalSet {
+            name,
+            dataset,
+            report,
+        })
     }
 
     fn rows(&self, packing: bool) -> RowOptions {
@@ -331,10 +379,9 @@ pub(super) fn training_workload(
             (longest * config.per_device_train_batch_size, longest)
         }
     };
-    if let Some(eval) = &data.eval {
-        tokens = tokens.max(largest_eval_batch(eval, config.per_device_eval_batch_size));
-        sequence_length = sequence_length.max(eval.max_sequence_length());
-    }
+    let (eval_tokens, longest) = largest_eval_batch(&data.eval, config.per_device_eval_batch_size);
+    tokens = tokens.max(eval_tokens);
+    sequence_length = sequence_length.max(longest);
     let recompute = config.gradient_checkpointing;
     let accumulated = tokens.saturating_mul(config.gradient_accumulation_steps);
     Ok(Workload {
@@ -348,13 +395,16 @@ pub(super) fn training_workload(
     })
 }
 
-pub(super) fn largest_eval_batch(dataset: &Dataset, rows: usize) -> usize {
-    let lengths: Vec<usize> = dataset.lengths().collect();
-    lengths
-        .chunks(rows.max(1))
-        .map(|chunk| chunk.iter().sum())
-        .max()
-        .unwrap_or(0)
+/// Tokens of the largest evaluation batch and of the longest sequence, over all sets; 0 without any.
+pub(super) fn largest_eval_batch(sets: &[EvalSet], rows: usize) -> (usize, usize) {
+    let (mut tokens, mut sequence_length) = (0, 0);
+    for set in sets {
+        let lengths: Vec<usize> = set.dataset.lengths().collect();
+        let batches = lengths.chunks(rows.max(1)).map(|rows| rows.iter().sum());
+        tokens = tokens.max(batches.max().unwrap_or(0));
+        sequence_length = sequence_length.max(set.dataset.max_sequence_length());
+    }
+    (tokens, sequence_length)
 }
 
 /// Plans and allocates a network on a device and loads the model's weights.

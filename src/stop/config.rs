@@ -298,6 +298,17 @@ impl Rule {
             Rule::Budget(_) => "budget",
         }
     }
+
+    /// What it watches; an `overfit` rule watches the training loss as well.
+    pub fn metric(&self) -> Option<&Metric> {
+        match self {
+            Rule::Target(rule) => Some(&rule.metric),
+            Rule::Plateau(rule) => Some(&rule.metric),
+            Rule::Divergence(rule) => Some(&rule.metric),
+            Rule::Overfit(_) => Some(&Metric::EvalLoss),
+            Rule::NonFinite(_) | Rule::Budget(_) => None,
+        }
+    }
 }
 
 impl Serialize for StopConfig {

@@ -6,7 +6,8 @@ use std::fmt;
 /// A number that a rule watches.
 ///
 /// Written as its name. `mean_token_accuracy` and `eval_mean_token_accuracy`, the names in the log,
-/// mean the same as `token_accuracy` and `eval_token_accuracy`. A bare `loss` is refused, because it
+/// mean the same as `token_accuracy` and `eval_token_accuracy`, and `perplexity` the same as
+/// `eval_perplexity`. A bare `loss` is refused, because it
 /// is the training loss in a log and the evaluation loss in `metric_for_best_model`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -21,7 +22,11 @@ pub enum Metric {
     TokenAccuracy,
     /// The same for an evaluation.
     EvalTokenAccuracy,
-    /// A number that the host feeds under its own name. A rule on `acc` also reads `eval_acc`.
+    /// e to the power of the evaluation loss. Also written `perplexity`.
+    EvalPerplexity,
+    /// A number that the host feeds under its own name, or that a named evaluation set gives:
+    /// `eval_<set>_loss`, `eval_<set>_mean_token_accuracy`, `eval_<set>_perplexity`. A rule on `acc`
+    /// also reads `eval_acc`.
     Host(String),
 }
 
@@ -34,7 +39,18 @@ impl Metric {
             Metric::GradNorm => "grad_norm",
             Metric::TokenAccuracy => "token_accuracy",
             Metric::EvalTokenAccuracy => "eval_token_accuracy",
+            Metric::EvalPerplexity => "eval_perplexity",
             Metric::Host(name) => name,
+        }
+    }
+
+    /// Other names that mean the same.
+    pub(super) fn aliases(&self) -> &'static [&'static str] {
+        match self {
+            Metric::TokenAccuracy => &["mean_token_accuracy"],
+            Metric::EvalTokenAccuracy => &["eval_mean_token_accuracy"],
+            Metric::EvalPerplexity => &["perplexity"],
+            _ => &[],
         }
     }
 
@@ -46,7 +62,16 @@ impl Metric {
         )
     }
 
-    /// Whether the library computes the metric itself.
+    /// Whether only evaluations of the library's own give it. A host may feed it by its name all the
+    /// same.
+    pub fn is_per_evaluation(&self) -> bool {
+        matches!(
+            self,
+            Metric::EvalLoss | Metric::EvalTokenAccuracy | Metric::EvalPerplexity
+        )
+    }
+
+    /// Whether the library always computes the metric itself.
     pub fn is_built_in(&self) -> bool {
         !matches!(self, Metric::Host(_))
     }
@@ -116,6 +141,7 @@ impl TryFrom<String> for Metric {
             "grad_norm" => Metric::GradNorm,
             "token_accuracy" | "mean_token_accuracy" => Metric::TokenAccuracy,
             "eval_token_accuracy" | "eval_mean_token_accuracy" => Metric::EvalTokenAccuracy,
+            "eval_perplexity" | "perplexity" => Metric::EvalPerplexity,
             "loss" => return Err("`loss` is ambiguous: write `train_loss` or `eval_loss`".into()),
             "" => return Err("a metric needs a name".into()),
             _ => Metric::Host(name),

@@ -19,8 +19,9 @@ pub struct Observation<'a> {
     pub train: Option<TrainMetrics>,
     /// The evaluation, if this observation brings one.
     pub eval: Option<EvalMetrics>,
-    /// Numbers that the host feeds. A built-in metric's name stands for that metric where `train` and
-    /// `eval` do not have it, so a host may evaluate by itself.
+    /// Numbers that the host feeds, and those of named evaluation sets
+    /// ([`EvalReport::named_metrics`]). A built-in metric's name stands for that metric where `train`
+    /// and `eval` do not have it, so a host may evaluate by itself.
     pub host: &'a [(String, f64)],
 }
 
@@ -79,29 +80,34 @@ impl Observation<'_> {
             Metric::TrainLoss => self.raw_train_loss().map(sound),
             Metric::TokenAccuracy => {
                 let own = train.and_then(|train| train.token_accuracy);
-                own.or_else(|| self.host(metric.name())).map(sound)
+                own.or_else(|| self.fed(metric)).map(sound)
             }
             Metric::GradNorm => {
                 let own = train.and_then(|train| train.grad_norm);
-                own.or_else(|| self.host(metric.name()))
+                own.or_else(|| self.fed(metric))
             }
-            Metric::EvalLoss => self
-                .eval
-                .map(|e| e.loss)
-                .or_else(|| self.host(metric.name())),
+            Metric::EvalLoss => self.eval.map(|e| e.loss).or_else(|| self.fed(metric)),
             Metric::EvalTokenAccuracy => {
                 let own = self.eval.and_then(|eval| eval.token_accuracy);
-                own.or_else(|| self.host(metric.name()))
+                own.or_else(|| self.fed(metric))
             }
-            Metric::Host(name) => self.host(name).or_else(|| {
-                let prefixed = |key: &str| key.strip_prefix("eval_") == Some(name);
-                self.host
-                    .iter()
-                    .rev()
-                    .find(|(key, _)| prefixed(key))
-                    .map(|(_, x)| *x)
-            }),
+            Metric::EvalPerplexity => {
+                let own = self.eval.map(|eval| eval.loss.exp());
+                let fed = own.or_else(|| self.fed(metric));
+                fed.or_else(|| self.fed(&Metric::EvalLoss).map(f64::exp))
+            }
+            Metric::Host(name) => self
+                .host(name)
+                .or_else(|| self.host(&format!("eval_{name}")))
+                .or_else(|| self.perplexity_of_set(name)),
         }
+    }
+
+    /// `eval_<set>_perplexity`, with or without `eval_`, from the set's loss.
+    fn perplexity_of_set(&self, name: &str) -> Option<f64> {
+        let set = name.strip_suffix("_perplexity")?;
+        let set = set.strip_prefix("eval_").unwrap_or(set);
+        self.host(&format!("eval_{set}_loss")).map(f64::exp)
     }
 
     /// The training loss exactly as it was observed.
@@ -116,6 +122,12 @@ impl Observation<'_> {
     fn is_broken(&self) -> bool {
         let numbers = [self.raw_train_loss(), self.metric(&Metric::GradNorm)];
         numbers.into_iter().flatten().any(|x| !x.is_finite())
+    }
+
+    /// What the host fed as a built-in metric, under any of its names.
+    fn fed(&self, metric: &Metric) -> Option<f64> {
+        let aliases = || metric.aliases().iter().find_map(|name| self.host(name));
+        self.host(metric.name()).or_else(aliases)
     }
 
     /// What the host fed under `name`; the last one counts.

@@ -256,6 +256,7 @@ impl Metric {
         Ok(match name.strip_prefix("eval_").unwrap_or(name) {
             "loss" => Metric::EvalLoss,
             "token_accuracy" | "mean_token_accuracy" => Metric::EvalTokenAccuracy,
+            "perplexity" => Metric::EvalPerplexity,
             _ => Metric::try_from(name.to_owned())
                 .map_err(|message| config_error("metric_for_best_model", message))?,
         })

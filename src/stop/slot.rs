@@ -15,13 +15,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub fn metric(&self) -> Option<&Metric> {
-        match &self.rule {
-            Rule::Target(rule) => Some(&rule.metric),
-            Rule::Plateau(rule) => Some(&rule.metric),
-            Rule::Divergence(rule) => Some(&rule.metric),
-            Rule::Overfit(_) => Some(&Metric::EvalLoss),
-            Rule::NonFinite(_) | Rule::Budget(_) => None,
-        }
+        self.rule.metric()
     }
 
     pub fn smoothing(&self) -> Smoothing {

@@ -61,6 +61,7 @@ pub struct Session {
     skipped_updates: u64,
     epoch: f64,
     total_tokens: u64,
+    last_evaluation: Option<EvalReport>,
     best_weights: Option<BestWeights>,
     restored_best: bool,
     /// The verdict's consequences (best weights, checkpoint, last log row) are done.
@@ -82,7 +83,7 @@ impl Session {
         let device = OpenDevice::open(&config, &mut hooks)?;
         let spec = ModelSpec::from_dir(prepare::model_folder(&config)?)?;
         let data = prepare::open_data(&config, &spec, &mut hooks)?;
-        if data.eval.is_none()
+        if data.eval.is_empty()
             && (config.eval_strategy != EvalStrategy::No || config.eval_on_start)
             && data.loader.is_some()
         {
@@ -139,6 +140,7 @@ impl Session {
             skipped_updates: 0,
             epoch: 0.0,
             total_tokens: 0,
+            last_evaluation: None,
             best_weights: None,
             restored_best: false,
             ended: false,
@@ -215,6 +217,7 @@ impl Session {
         }
         let mut batches = batches.iter();
         let report = evaluate_batches(self.network.as_mut(), self.step, || Ok(batches.next()))?;
+        self.last_evaluation = Some(report.clone());
         self.observe_evaluation(&report)?;
         Ok(report)
     }
@@ -295,12 +298,23 @@ impl Session {
         self.stop.status(&self.observation(&[]))
     }
 
-    /// What became of the training rows and of the evaluation rows.
+    /// What became of the training rows and of the evaluation rows, the first set of them where there
+    /// are several.
     pub fn data_reports(&self) -> (Option<&DataReport>, Option<&DataReport>) {
-        (
-            self.data.train_report.as_ref(),
-            self.data.eval_report.as_ref(),
-        )
+        let eval = self.data.eval.first().map(|set| &set.report);
+        (self.data.train_report.as_ref(), eval)
+    }
+
+    /// What became of the rows of each evaluation set, with its name if it has one.
+    pub fn eval_reports(&self) -> impl Iterator<Item = (Option<&str>, &DataReport)> {
+        let sets = self.data.eval.iter();
+        sets.map(|set| (set.name.as_deref(), &set.report))
+    }
+
+    /// The last evaluation of this run, if there was one: over all sets and, where they have names, of
+    /// each.
+    pub fn last_evaluation(&self) -> Option<&EvalReport> {
+        self.last_evaluation.as_ref()
     }
 
     /// The memory plan of this run.

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::config::{EvalStrategy, SaveStrategy};
 use crate::data::Batch;
-use crate::engine::evaluate::evaluate_dataset;
+use crate::engine::evaluate::evaluate_sets;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::ClipStats;
 use crate::report::{EvalReport, StepReport, StopReason};
@@ -101,10 +101,11 @@ impl Session {
 
     /// Stop rules, log, callback, checkpoint, and the end of the run if it is there.
     pub(super) fn finish_update(&mut self, report: &mut StepReport, epoch_end: bool) -> Result<()> {
+        let of_sets = report.eval.as_ref().map(EvalReport::named_metrics);
         let observation = Observation {
             train: Some((&*report).into()),
             eval: report.eval.as_ref().map(Into::into),
-            ..self.observation(&[])
+            ..self.observation(of_sets.as_deref().unwrap_or_default())
         };
         self.stop.observe(&observation);
         report.smoothed_loss = self.stop.smoothed();
@@ -140,7 +141,7 @@ impl Session {
     }
 
     pub(super) fn evaluation_due(&self, epoch_end: bool) -> bool {
-        if self.data.eval.is_none() {
+        if self.data.eval.is_empty() {
             return false;
         }
         let last = self.total_steps == Some(self.step);
@@ -173,7 +174,7 @@ impl Session {
     }
 
     pub(super) fn evaluate_on_start(&mut self) -> Result<()> {
-        if self.step == 0 && self.config.eval_on_start && self.data.eval.is_some() {
+        if self.step == 0 && self.config.eval_on_start && !self.data.eval.is_empty() {
             // A look at the untouched model: logged, but no rule counts it as progress.
             let report = self.run_evaluation()?;
             self.journal
@@ -187,22 +188,26 @@ impl Session {
     }
 
     pub(super) fn run_evaluation(&mut self) -> Result<EvalReport> {
-        let Some(dataset) = &self.data.eval else {
+        let (sets, step) = (&self.data.eval, self.step);
+        if sets.is_empty() {
             return Err(Error::new(
                 ErrorKind::Data,
                 "there are no evaluation rows: set eval_dataset_name or val_size, or use \
                  evaluate_batch",
             ));
-        };
+        }
         let rows = self.config.per_device_eval_batch_size;
-        evaluate_dataset(self.network.as_mut(), dataset, rows, self.step, &self.hooks)
+        let report = evaluate_sets(self.network.as_mut(), sets, rows, step, &self.hooks)?;
+        self.last_evaluation = Some(report.clone());
+        Ok(report)
     }
 
     /// Takes in an evaluation that the host asked for.
     pub(super) fn observe_evaluation(&mut self, report: &EvalReport) -> Result<()> {
+        let of_sets = report.named_metrics();
         let observation = Observation {
             eval: Some(report.into()),
-            ..self.observation(&[])
+            ..self.observation(&of_sets)
         };
         self.stop.observe(&observation);
         self.journal
