@@ -183,7 +183,13 @@ def run(name, settings):
         model = add_lora(model, name, s["lora"])
     micro, scales, updates, evals, stopper = [], [], [], [], None
 
+    last = {}
+
     class Recorder(SFTTrainer):
+        def _load_best_model(self):
+            last.update(digest(model))
+            super()._load_best_model()
+
         def training_step(self, model, inputs, num_items_in_batch=None):
             labels = inputs["labels"]
             shape = dict(rows=labels.shape[0], positions=labels.numel(),
@@ -258,6 +264,8 @@ def run(name, settings):
             doc["tuned"] = tuned_logits(model, trainer.train_dataset)
         if stopper:
             loss, _ = token_weighted_loss(model, trainer.eval_dataset)
+            went_on = state.global_step > state.best_global_step
+            assert last and (last != doc["final_params"]) == went_on, "the best weights are not back"
             best, margin = None, float("inf")
             for e in evals:  # how far the decisions are from turning out otherwise
                 if best is not None:
@@ -268,6 +276,11 @@ def run(name, settings):
                 stopped_early=state.global_step < state.max_steps, best_metric=state.best_metric,
                 best_step=state.best_global_step, patience_counter=stopper.early_stopping_patience_counter,
                 decision_margin=margin, loaded_best_token_weighted_loss=loss)
+            recorded = len(evals)
+            doc["best"] = {"step": state.best_global_step, "metric": state.best_metric, "params": digest(model),
+                           "eval_loss": trainer.evaluate()["eval_loss"], "token_weighted_loss": loss,
+                           "last_params": last}
+            del evals[recorded:]  # that evaluation was none of the run's
     return doc
 
 

@@ -111,10 +111,11 @@ impl EvalSet {
 impl Data {
     /// What became of the rows, by the names that the record of a run gives them.
     pub fn reports(&self) -> BTreeMap<String, DataReport> {
-        let named = [("train", &self.train_report), ("eval", &self.eval_report)];
-        let known = named.into_iter();
-        known
-            .filter_map(|(name, report)| Some((name.to_owned(), report.clone()?)))
+        let train = self.train_report.iter().cloned();
+        let eval = self.eval.iter().map(|set| (set.key(), set.report.clone()));
+        train
+            .map(|report| ("train".to_owned(), report))
+            .chain(eval)
             .collect()
     }
 }
