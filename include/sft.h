@@ -148,6 +148,11 @@
 #define SFT_ERR_EXISTS 501
 
 /**
+ * A checkpoint is damaged, incomplete or of a format that is not known.
+ */
+#define SFT_ERR_CHECKPOINT 502
+
+/**
  * The device cannot be used.
  */
 #define SFT_ERR_DEVICE 600

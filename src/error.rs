@@ -46,6 +46,8 @@ pub enum ErrorKind {
     Io = 500,
     /// A folder that must not be overwritten already exists.
     Exists = 501,
+    /// A checkpoint is damaged, incomplete or of a format that is not known.
+    Checkpoint = 502,
     /// The device cannot be used.
     Device = 600,
     /// The memory plan does not fit.

@@ -43,6 +43,8 @@ pub const SFT_ERR_BATCH: i32 = 401;
 pub const SFT_ERR_IO: i32 = 500;
 /// A folder that must not be overwritten already exists.
 pub const SFT_ERR_EXISTS: i32 = 501;
+/// A checkpoint is damaged, incomplete or of a format that is not known.
+pub const SFT_ERR_CHECKPOINT: i32 = 502;
 /// The device cannot be used.
 pub const SFT_ERR_DEVICE: i32 = 600;
 /// The run does not fit into memory.
@@ -120,6 +122,7 @@ fn status_name(status: i32) -> Option<&'static CStr> {
         SFT_ERR_BATCH => c"SFT_ERR_BATCH",
         SFT_ERR_IO => c"SFT_ERR_IO",
         SFT_ERR_EXISTS => c"SFT_ERR_EXISTS",
+        SFT_ERR_CHECKPOINT => c"SFT_ERR_CHECKPOINT",
         SFT_ERR_DEVICE => c"SFT_ERR_DEVICE",
         SFT_ERR_OUT_OF_MEMORY => c"SFT_ERR_OUT_OF_MEMORY",
         SFT_ERR_CANCELLED => c"SFT_ERR_CANCELLED",
@@ -170,6 +173,7 @@ mod tests {
             ErrorKind::Batch => SFT_ERR_BATCH,
             ErrorKind::Io => SFT_ERR_IO,
             ErrorKind::Exists => SFT_ERR_EXISTS,
+            ErrorKind::Checkpoint => SFT_ERR_CHECKPOINT,
             ErrorKind::Device => SFT_ERR_DEVICE,
             ErrorKind::OutOfMemory => SFT_ERR_OUT_OF_MEMORY,
             ErrorKind::Cancelled => SFT_ERR_CANCELLED,
@@ -197,6 +201,7 @@ mod tests {
             Batch,
             Io,
             Exists,
+            Checkpoint,
             Device,
             OutOfMemory,
             Cancelled,

@@ -6,10 +6,13 @@ use crate::error::Result;
 use crate::memory::MemoryPlan;
 use crate::model::{ModelSpec, Param, ParamTable};
 use crate::ops::{Backend, ClipStats};
-use crate::train::{AdamWOptions, LossSums, Network};
+use crate::train::{AdamWOptions, LossSums, Moment, Network};
 
 /// Reads one tensor's numbers.
 pub(super) type ReadTensor<'a> = dyn FnMut(&Param, &mut [f32]) -> Result<()> + 'a;
+
+/// Reads one moment of one parameter.
+pub(super) type ReadMoment<'a> = dyn FnMut(Moment, &Param, &mut [f32]) -> Result<()> + 'a;
 
 /// A [`Network`] whose backend is not known.
 pub(super) trait AnyNetwork: Send {
@@ -31,6 +34,17 @@ pub(super) trait AnyNetwork: Send {
         loss_scale: f64,
     ) -> Result<ClipStats>;
     fn zero_gradients(&mut self);
+    #[allow(dead_code)] // until the session writes it to a checkpoint
+    fn updates(&self) -> u64;
+    fn set_updates(&mut self, updates: u64);
+    fn read_moment(
+        &mut self,
+        moment: Moment,
+        param: &Param,
+        start: usize,
+        to: &mut [f32],
+    ) -> Result<()>;
+    fn load_moments(&mut self, read: &mut ReadMoment) -> Result<()>;
     fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>>;
     fn decode(&mut self, token: i32, position: usize) -> Result<Vec<f32>>;
 }
@@ -91,6 +105,28 @@ impl<B: Backend> AnyNetwork for Network<B> {
 
     fn zero_gradients(&mut self) {
         Network::zero_gradients(self);
+    }
+
+    fn updates(&self) -> u64 {
+        Network::updates(self)
+    }
+
+    fn set_updates(&mut self, updates: u64) {
+        Network::set_updates(self, updates);
+    }
+
+    fn read_moment(
+        &mut self,
+        moment: Moment,
+        param: &Param,
+        start: usize,
+        to: &mut [f32],
+    ) -> Result<()> {
+        Network::read_moment(self, moment, param, start, to)
+    }
+
+    fn load_moments(&mut self, read: &mut ReadMoment) -> Result<()> {
+        Network::load_moments(self, read)
     }
 
     fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>> {

@@ -2,6 +2,8 @@
 //! ABI, every binding and every test go through it.
 
 mod any_network;
+#[allow(dead_code, unused_imports)] // until the session writes and resumes them
+mod checkpoint;
 mod device;
 mod evaluate;
 mod generate;

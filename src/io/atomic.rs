@@ -8,12 +8,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
+use super::checksum::{FileSummary, verify};
+use super::file_writer::FileWriter;
 use crate::{Error, ErrorKind, Result};
 
 /// Writes the file at `path` through `fill`; an earlier file stays whole until the new one is.
@@ -28,7 +29,7 @@ pub fn write_file(
     let parent = parent_of(path);
     let staged = parent.join(staging_name(path)?);
     let written = (|| {
-        let mut writer = FileWriter::create(&staged, path)?;
+        let mut writer = FileWriter::create(&staged, path, None)?;
         fill(&mut writer)?;
         writer.finish()?;
         fs::rename(&staged, path).map_err(|e| Error::io(path, e))?;
@@ -39,54 +40,6 @@ pub fn write_file(
         let _ = fs::remove_file(&staged);
     }
     written
-}
-
-/// A buffered file whose errors name the destination.
-pub struct FileWriter {
-    file: BufWriter<File>,
-    shown: PathBuf,
-}
-
-impl FileWriter {
-    fn create(at: &Path, shown: &Path) -> Result<Self> {
-        let file = File::create_new(at).map_err(|e| Error::io(shown, e))?;
-        Ok(Self {
-            file: BufWriter::with_capacity(1 << 20, file),
-            shown: shown.to_owned(),
-        })
-    }
-
-    /// Appends `bytes`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] naming the destination.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        #[cfg(test)]
-        test_disk::take(bytes.len()).map_err(|e| self.error(e))?;
-        self.file.write_all(bytes).map_err(|e| self.error(e))
-    }
-
-    /// Where the content will stand.
-    pub fn destination(&self) -> &Path {
-        &self.shown
-    }
-
-    /// Flushes to the device. Without it the content may be lost.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] naming the destination.
-    pub fn finish(mut self) -> Result<()> {
-        self.file.flush().map_err(|e| self.error(e))?;
-        self.file.get_ref().sync_all().map_err(|e| self.error(e))
-    }
-
-    fn error(&self, source: std::io::Error) -> Error {
-        Error::new(
-            ErrorKind::Io,
-            format!("cannot write {}", self.shown.display()),
-        )
-        .with_source(source)
-    }
 }
 
 /// A folder under construction. Dropped without [`AtomicFolder::replace`] or
@@ -101,6 +54,8 @@ pub struct AtomicFolder {
     _lock: File,
     /// Names relative to the folder, in the order of creation.
     files: Vec<String>,
+    /// Of the finished files, once asked for.
+    summaries: Option<Vec<FileSummary>>,
 }
 
 impl AtomicFolder {
@@ -149,7 +104,20 @@ impl AtomicFolder {
             inside,
             _lock: lock,
             files: Vec::new(),
+            summaries: None,
         })
+    }
+
+    /// Also computes a checksum of each segment of each file that is written from now on.
+    pub fn with_checksums(mut self) -> Self {
+        self.summaries.get_or_insert_default();
+        self
+    }
+
+    /// The files that are finished, in the order of creation; empty without
+    /// [`AtomicFolder::with_checksums`].
+    pub fn summaries(&self) -> &[FileSummary] {
+        self.summaries.as_deref().unwrap_or_default()
     }
 
     /// Where the folder will stand.
@@ -161,12 +129,46 @@ impl AtomicFolder {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] naming the file.
-    pub fn file(&mut self, name: &str) -> Result<FileWriter> {
+    pub fn file(&mut self, name: &str) -> Result<FileWriter<'_>> {
+        let (at, shown) = self.place(name)?;
+        self.files.push(name.to_owned());
+        let summaries = self.summaries.as_mut();
+        FileWriter::create(&at, &shown, summaries.map(|all| (name, all)))
+    }
+
+    /// Where the file `name` is written and where it will stand; makes its subfolder.
+    fn place(&self, name: &str) -> Result<(PathBuf, PathBuf)> {
         let at = self.staging.join(name);
         let shown = self.destination.join(name);
         fs::create_dir_all(parent_of(&at)).map_err(|e| Error::io(&shown, e))?;
+        Ok((at, shown))
+    }
+
+    /// Takes over the file that `summary` describes from the folder `from`, under the name `name`: the
+    /// same file on disk where the file system can do that, which takes no space and lives on when
+    /// `from` is deleted, else a copy. It must not be changed in place afterwards.
+    ///
+    /// # Errors
+    /// Those of [`verify`], so that damage is not handed on; [`ErrorKind::Io`] naming the file. Nothing
+    /// of the name is left in this folder then.
+    pub fn link(&mut self, name: &str, from: &Path, summary: &FileSummary) -> Result<()> {
+        verify(from, summary)?;
+        let (at, shown) = self.place(name)?;
+        let existing = from.join(&summary.name);
+        let taken = fs::hard_link(&existing, &at)
+            .or_else(|_| fs::copy(&existing, &at).and_then(|_| File::open(&at)?.sync_all()));
+        if let Err(e) = taken {
+            let _ = fs::remove_file(&at);
+            return Err(Error::io(&shown, e));
+        }
         self.files.push(name.to_owned());
-        FileWriter::create(&at, &shown)
+        if let Some(all) = &mut self.summaries {
+            all.push(FileSummary {
+                name: name.to_owned(),
+                ..summary.clone()
+            });
+        }
+        Ok(())
     }
 
     /// Writes the file `name` with `content`.

@@ -1,9 +1,15 @@
 //! Files: tensors in the safetensors format, and writing that never leaves half a file behind.
 
 pub mod atomic;
+mod checksum;
+mod file_writer;
+mod host_memory;
 pub mod safetensors;
 
-pub use atomic::{AtomicFolder, FileWriter, write_file};
+pub use atomic::{AtomicFolder, write_file};
+pub use checksum::{FileSummary, Segment, verify};
+pub use file_writer::FileWriter;
+pub use host_memory::available_memory;
 pub use safetensors::{
     DEFAULT_SHARD_BYTES, TensorMeta, WeightFiles, is_weight_file, write_safetensors,
 };

@@ -16,13 +16,16 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::atomic::{AtomicFolder, FileWriter};
+use super::atomic::AtomicFolder;
+use super::file_writer::FileWriter;
 use crate::dtype::{DType, bf16, f16};
 use crate::{Error, ErrorKind, Result};
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are little-endian on disk and moved here without conversion");
 
+/// What the files of a model's weights begin with.
+const MODEL: &str = "model";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -71,34 +74,49 @@ impl WeightFiles {
     /// hold; the file and the tensor are named.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
+        if let Some(weights) = Self::open_stem(folder, MODEL)? {
+            return Ok(weights);
+        }
+        let pickle = folder.join("pytorch_model.bin").is_file()
+            || folder.join("pytorch_model.bin.index.json").is_file();
+        let hint = match pickle {
+            true => {
+                "; pytorch_model.bin is a pickle, which is not read: save the model in the \
+                 safetensors format"
+            }
+            false => "",
+        };
+        Err(Error::new(
+            ErrorKind::Tensor,
+            format!(
+                "{} holds neither {SINGLE} nor {INDEX}{hint}",
+                folder.display()
+            ),
+        ))
+    }
+
+    /// Opens `<stem>.safetensors` of `folder`, or its shards under `<stem>.safetensors.index.json`, as
+    /// [`write_safetensors`] leaves them. `None` when neither is there.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open`].
+    pub fn open_stem(folder: impl AsRef<Path>, stem: &str) -> Result<Option<Self>> {
+        let folder = folder.as_ref();
         let mut weights = Self {
             folder: folder.to_owned(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
         };
-        if folder.join(SINGLE).is_file() {
-            weights.add(&folder.join(SINGLE))?;
-        } else if folder.join(INDEX).is_file() {
-            weights.add_indexed(&folder.join(INDEX))?;
+        let single = folder.join(format!("{stem}.safetensors"));
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if single.is_file() {
+            weights.add(&single)?;
+        } else if index.is_file() {
+            weights.add_indexed(&index)?;
         } else {
-            let pickle = folder.join("pytorch_model.bin").is_file()
-                || folder.join("pytorch_model.bin.index.json").is_file();
-            let hint = match pickle {
-                true => {
-                    "; pytorch_model.bin is a pickle, which is not read: save the model in \
-                         the safetensors format"
-                }
-                false => "",
-            };
-            return Err(Error::new(
-                ErrorKind::Tensor,
-                format!(
-                    "{} holds neither {SINGLE} nor {INDEX}{hint}",
-                    folder.display()
-                ),
-            ));
+            return Ok(None);
         }
-        Ok(weights)
+        Ok(Some(weights))
     }
 
     /// Opens one safetensors file.
@@ -139,6 +157,25 @@ impl WeightFiles {
     /// or bfloat16, and NaN or infinite values (with the index of the first); [`ErrorKind::Io`] when
     /// reading fails.
     pub fn read_f32(&self, name: &str, expected_shape: &[usize], out: &mut [f32]) -> Result<()> {
+        self.read(name, expected_shape, out, true)
+    }
+
+    /// As [`WeightFiles::read_f32`], but NaN and infinite values are read like any others: for numbers
+    /// that were written on purpose, such as the state of an optimizer.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::read_f32`].
+    pub fn read_any_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<()> {
+        self.read(name, shape, out, false)
+    }
+
+    fn read(
+        &self,
+        name: &str,
+        expected_shape: &[usize],
+        out: &mut [f32],
+        finite: bool,
+    ) -> Result<()> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(Error::new(
                 ErrorKind::Tensor,
@@ -177,7 +214,7 @@ impl WeightFiles {
         let read = |(i, chunk): (usize, &mut [f32])| -> Result<Option<usize>> {
             let offset = tensor.offset + (i * CHUNK * dtype.size()) as u64;
             read_chunk(&shard.file, offset, dtype, chunk).map_err(|e| Error::io(&shard.path, e))?;
-            let bad = chunk.iter().position(|x| !x.is_finite());
+            let bad = chunk.iter().position(|x| finite && !x.is_finite());
             Ok(bad.map(|j| i * CHUNK + j))
         };
         // The lowest index of all, so that the message does not depend on the threads.
@@ -407,6 +444,7 @@ pub fn write_safetensors(
         let mut file = folder.file(&file_name(i))?;
         file.write(&header(&tensors[shard.clone()], dtype)?)?;
         for tensor in shard.clone() {
+            file.begin_segment(&tensors[tensor].name);
             write_tensor(&mut file, &tensors[tensor], dtype, |start, chunk| {
                 read(tensor, start, chunk)
             })?;

@@ -139,7 +139,26 @@ pub fn save_model_folder(
     options: &SaveOptions,
     read: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    let (dest, source) = (dest.as_ref(), source.as_ref());
+    let dest = dest.as_ref();
+    let saving = || format!("saving the model to {}", dest.display());
+    let mut folder = AtomicFolder::create(dest).context(saving)?;
+    write_model(&mut folder, source, spec, table, options, read).context(saving)?;
+    folder.merge(is_model_file).context(saving)
+}
+
+/// The files of [`save_model_folder`], in a folder that the caller goes on with.
+///
+/// # Errors
+/// As [`save_model_folder`].
+pub fn write_model(
+    folder: &mut AtomicFolder,
+    source: impl AsRef<Path>,
+    spec: &ModelSpec,
+    table: &ParamTable,
+    options: &SaveOptions,
+    read: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let source = source.as_ref();
     if &ModelSpec::from_dir(source)? != spec {
         return Err(Error::new(
             ErrorKind::Model,
@@ -149,18 +168,15 @@ pub fn save_model_folder(
             ),
         ));
     }
-    let saving = || format!("saving the model to {}", dest.display());
     let SaveOptions {
         dtype,
         max_shard_bytes,
         ref overrides,
     } = *options;
-    let mut folder = AtomicFolder::create(dest).context(saving)?;
-    write_config(&mut folder, source, dtype, overrides).context(saving)?;
-    copy_companions(&mut folder, source, overrides).context(saving)?;
-    write_overrides(&mut folder, source, overrides).context(saving)?;
-    write_weights(&mut folder, table, dtype, max_shard_bytes, read).context(saving)?;
-    folder.merge(is_model_file).context(saving)
+    write_config(folder, source, dtype, overrides)?;
+    copy_companions(folder, source, overrides)?;
+    write_overrides(folder, source, overrides)?;
+    write_weights(folder, table, dtype, max_shard_bytes, read)
 }
 
 /// Writes the tensors of `table` into `folder` under their Hugging Face names.
@@ -188,7 +204,7 @@ pub(super) fn write_weights(
 }
 
 /// True for names that belong to a model in an existing folder and may be replaced or removed.
-pub(super) fn is_model_file(name: &str) -> bool {
+pub fn is_model_file(name: &str) -> bool {
     name == CONFIG || name == TEMPLATES || COMPANIONS.contains(&name) || is_weight_file(name)
 }
 

@@ -9,7 +9,10 @@ mod params;
 mod spec;
 mod train_tokenizer;
 
-pub use folder::{ExtraTensors, Overrides, SaveOptions, load_weights, save_model_folder};
+pub use folder::{
+    ExtraTensors, Overrides, SaveOptions, is_model_file, load_weights, save_model_folder,
+    write_model,
+};
 pub use generation::GenerationDefaults;
 pub use init::{CHATML_TEMPLATE, InitOptions, init_model};
 pub use params::{ALIGNMENT, LayerSlots, Param, ParamTable, Slot};

@@ -7,7 +7,9 @@ mod head;
 mod loss_scale;
 mod network;
 mod optimizer;
+mod state;
 
 pub use loss_scale::LossScale;
 pub use network::{LossSums, Network};
 pub use optimizer::AdamWOptions;
+pub use state::Moment;

@@ -4,12 +4,12 @@ use super::Session;
 use crate::config::Config;
 use crate::data::Batch;
 use crate::engine::Hooks;
-use crate::engine::any_network::{AnyNetwork, ReadTensor};
+use crate::engine::any_network::{AnyNetwork, ReadMoment, ReadTensor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryPlan;
 use crate::model::{ModelSpec, Param, ParamTable};
 use crate::ops::ClipStats;
-use crate::train::{AdamWOptions, LossSums};
+use crate::train::{AdamWOptions, LossSums, Moment};
 
 /// A network whose device fails at the first update.
 struct Failing {
@@ -75,6 +75,30 @@ impl AnyNetwork for Failing {
 
     fn zero_gradients(&mut self) {
         self.network.zero_gradients();
+    }
+
+    fn updates(&self) -> u64 {
+        self.network.updates()
+    }
+
+    fn set_updates(&mut self, updates: u64) {
+        self.network.set_updates(updates);
+    }
+
+    fn read_moment(
+        &mut self,
+        moment: Moment,
+        param: &Param,
+        start: usize,
+        to: &mut [f32],
+    ) -> Result<()> {
+        self.status()?;
+        self.network.read_moment(moment, param, start, to)
+    }
+
+    fn load_moments(&mut self, read: &mut ReadMoment) -> Result<()> {
+        self.status()?;
+        self.network.load_moments(read)
     }
 
     fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>> {
