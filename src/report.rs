@@ -49,6 +49,17 @@ impl StopReason {
             StopReason::Callback => "callback",
         }
     }
+
+    /// Whether updates, epochs, tokens or seconds were used up.
+    pub const fn is_budget(self) -> bool {
+        matches!(
+            self,
+            StopReason::MaxSteps
+                | StopReason::MaxEpochs
+                | StopReason::MaxTokens
+                | StopReason::MaxTime
+        )
+    }
 }
 
 /// The result of an evaluation: token-weighted over all rows of all evaluation sets together, so that

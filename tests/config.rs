@@ -167,18 +167,65 @@ fn a_trl_value_that_is_not_supported_is_refused_by_name() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_when_the_run_is_checked() {
-    for (yaml, key) in [
-        ("use_peft: true", "use_peft"),
+    let error = contradiction("use_peft: true");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().starts_with("use_peft"), "{error}");
+}
+
+#[test]
+fn what_to_resume_from_reads_the_same_from_a_file_and_a_command_line() {
+    use sft::config::ResumeFrom;
+    for (text, expected) in [
+        ("null", ResumeFrom::Nothing),
+        ("false", ResumeFrom::Nothing),
+        ("true", ResumeFrom::Newest),
+        ("auto", ResumeFrom::Auto),
         (
-            "resume_from_checkpoint: out/checkpoint-5",
-            "resume_from_checkpoint",
+            "out/checkpoint-5",
+            ResumeFrom::Folder("out/checkpoint-5".into()),
         ),
-        ("resume_from_checkpoint: true", "resume_from_checkpoint"),
+        ("./true", ResumeFrom::Folder("./true".into())),
     ] {
-        let error = contradiction(yaml);
-        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-        assert!(error.to_string().starts_with(key), "{error}");
+        let file = config(&format!("resume_from_checkpoint: {text}")).unwrap();
+        assert_eq!(file.resume_from_checkpoint, expected);
+        let mut set = Config::default();
+        set.set("resume_from_checkpoint", text).unwrap();
+        assert_eq!(set.resume_from_checkpoint, expected, "{text}");
+        let mut again = Config::default();
+        again.merge_json(&set.to_json()).unwrap();
+        assert_eq!(again, set);
     }
+    for wrong in ["5", "[a]", "''"] {
+        let error = config(&format!("resume_from_checkpoint: {wrong}")).unwrap_err();
+        assert!(
+            error.to_string().contains("path of a checkpoint"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn changes_to_allow_are_named_by_known_keys() {
+    let allowed = |text: &str| {
+        let mut config = Config::default();
+        config.set("resume_allow_changes", text)?;
+        Ok::<_, sft::Error>(config.resume_allow_changes.0)
+    };
+    assert_eq!(allowed("seed").unwrap(), ["seed"]);
+    assert_eq!(
+        allowed("seed, learning_rate").unwrap(),
+        ["seed", "learning_rate"]
+    );
+    assert_eq!(
+        allowed("[seed, learning_rate]").unwrap(),
+        ["seed", "learning_rate"]
+    );
+    assert!(allowed("null").unwrap().is_empty());
+    let error = allowed("[learning_rat]").unwrap_err().to_string();
+    assert!(
+        error.starts_with("resume_allow_changes") && error.contains("`learning_rate`"),
+        "{error}"
+    );
 }
 
 #[test]

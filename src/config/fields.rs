@@ -10,7 +10,8 @@ use crate::stop::StopConfig;
 
 use super::eval_datasets::EvalDatasets;
 use super::values::{
-    Amount, Device, EvalStrategy, Gemm, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
+    Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ResumeFrom,
+    SamplingStrategy, SaveStrategy,
 };
 
 /// One key for help texts.
@@ -32,6 +33,7 @@ macro_rules! config {
         /// The configuration of a run. Fields are the keys; see each for its meaning and
         /// [`Config::default`] for TRL's defaults.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
         pub struct Config {
             $($($(#[doc = $doc])+ pub $key: $type,)+)+
         }
@@ -178,6 +180,12 @@ config! {
         save_steps: Amount = Amount(500.0);
         /// Checkpoints to keep; the best is always among them. null: all.
         save_total_limit: Option<usize> = None;
+        /// Go on from a checkpoint: `true` takes the newest whole one of output_dir, `auto` too, but starts
+        /// afresh where there is none; or the checkpoint's folder.
+        resume_from_checkpoint: ResumeFrom = ResumeFrom::Nothing;
+        /// Keys that may differ from the checkpoint's although they change the numbers, such as
+        /// [learning_rate]; [dataset_name] for other rows.
+        resume_allow_changes: KeyNames = KeyNames::default();
         /// Updates between lines on the console; the log file holds every update.
         logging_steps: Amount = Amount(10.0);
         /// Plain lines instead of a progress bar, on a terminal too.
@@ -199,8 +207,6 @@ config! {
         gradient_checkpointing: bool = true;
     }
     "Not yet supported" {
-        /// Continue from a checkpoint folder.
-        resume_from_checkpoint: Option<Value> = None;
         /// Train adapters instead of all weights.
         use_peft: bool = false;
     }

@@ -10,6 +10,7 @@ mod fields;
 mod metrics;
 mod peer;
 mod read;
+mod resume;
 mod validate;
 mod values;
 
@@ -20,9 +21,10 @@ use serde_json::{Map, Value};
 pub use eval_datasets::EvalDatasets;
 pub use fields::{Config, KeyInfo, keys};
 pub use peer::{PeerKey, peer_keys};
+pub(crate) use resume::Changes;
 pub use values::{
-    Amount, Device, EvalStrategy, Gemm, LossType, PackingStrategy, SamplingStrategy, SaveStrategy,
-    Setting,
+    Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ResumeFrom,
+    SamplingStrategy, SaveStrategy, Setting,
 };
 
 use crate::error::{Error, ErrorKind, Result, ResultExt};

@@ -123,15 +123,6 @@ impl Config {
         if self.use_peft {
             return unsupported("use_peft: adapters are not supported yet: set it to false");
         }
-        match &self.resume_from_checkpoint {
-            None | Some(serde_json::Value::Bool(false)) => {}
-            Some(_) => {
-                return unsupported(
-                    "resume_from_checkpoint: resuming is not supported yet; a checkpoint is a \
-                     model folder, so model_name_or_path can start from it",
-                );
-            }
-        }
         if let Device::Cuda(_) = self.device
             && !cfg!(feature = "cuda")
         {

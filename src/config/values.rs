@@ -1,10 +1,14 @@
 //! The types of single configuration values.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+
+use super::fields::keys;
+use crate::suggest::did_you_mean;
 
 /// A value as it crosses a typed setter.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +98,89 @@ pub enum SaveStrategy {
     Epoch,
     /// After an evaluation that is the best so far.
     Best,
+}
+
+/// What a run goes on from; written `null`, `true`, `auto` or as the path of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// Nothing: the run starts afresh.
+    #[default]
+    Nothing,
+    /// The newest whole checkpoint of `output_dir`, which must have one.
+    Newest,
+    /// The newest whole checkpoint of `output_dir`; without one the run starts afresh.
+    Auto,
+    /// The checkpoint in this folder.
+    Folder(PathBuf),
+}
+
+impl Serialize for ResumeFrom {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            ResumeFrom::Nothing => serializer.serialize_none(),
+            ResumeFrom::Newest => serializer.serialize_bool(true),
+            ResumeFrom::Auto => serializer.serialize_str("auto"),
+            ResumeFrom::Folder(path) => path.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ResumeFrom {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Null | Value::Bool(false) => Ok(ResumeFrom::Nothing),
+            Value::Bool(true) => Ok(ResumeFrom::Newest),
+            // What a command line and a C string say for the truth values.
+            Value::String(text) => Ok(match text.as_str() {
+                "" => return Err(serde::de::Error::custom(NO_CHECKPOINT_NAME)),
+                "false" => ResumeFrom::Nothing,
+                "true" => ResumeFrom::Newest,
+                "auto" => ResumeFrom::Auto,
+                path => ResumeFrom::Folder(path.into()),
+            }),
+            _ => Err(serde::de::Error::custom(NO_CHECKPOINT_NAME)),
+        }
+    }
+}
+
+const NO_CHECKPOINT_NAME: &str = "expected null, true, auto or the path of a checkpoint";
+
+/// Names of configuration keys: a list, or on a command line `learning_rate,seed`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct KeyNames(pub Vec<String>);
+
+impl KeyNames {
+    /// Whether `key` is among them.
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.iter().any(|name| name == key)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a list of configuration keys")]
+        enum Written {
+            List(Vec<String>),
+            Words(String),
+        }
+        let names = match Option::deserialize(deserializer)? {
+            None => Vec::new(),
+            Some(Written::List(names)) => names,
+            Some(Written::Words(words)) => words.split(',').map(|w| w.trim().to_owned()).collect(),
+        };
+        for name in &names {
+            let known = || keys().iter().map(|key| key.name);
+            if !known().any(|key| key == name) {
+                let near = did_you_mean(name, known());
+                return Err(serde::de::Error::custom(format!(
+                    "`{name}` is not a key of the configuration{near}"
+                )));
+            }
+        }
+        Ok(Self(names))
+    }
 }
 
 /// How documents share a sequence of `max_length`.

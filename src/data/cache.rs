@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Identifies the content that rows were made from.
 pub(super) type Key = [u8; 32];
 
-const MAGIC: [u8; 8] = *b"SFTROWS\x01";
+const MAGIC: [u8; 8] = *b"SFTROWS\x02";
 
 /// Integers are in the byte order of the machine; a file from another kind fails the checksum of
 /// its magic and is built anew.
@@ -32,7 +32,9 @@ struct Header {
     /// `i32`s in the token section.
     tokens: u64,
     key: Key,
-    /// blake3 of the fields above and of everything after the header.
+    /// blake3 of everything after the header: the same for the same rows, wherever they came from.
+    content: [u8; 32],
+    /// blake3 of the fields above.
     checksum: [u8; 32],
 }
 
@@ -86,6 +88,7 @@ pub(super) struct RowStore {
     map: Mmap,
     rows: usize,
     tokens: usize,
+    content: [u8; 32],
 }
 
 impl RowStore {
@@ -117,15 +120,15 @@ impl RowStore {
         if header.magic != MAGIC || header.key != *key || whole != Some(map.len()) {
             return Ok(None);
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&map[..HEADER - 32]);
-        hasher.update(&map[HEADER..]);
-        if hasher.finalize() != header.checksum {
+        if blake3::hash(&map[..HEADER - 32]) != header.checksum
+            || blake3::hash(&map[HEADER..]) != header.content
+        {
             return Ok(None);
         }
         let store = Self {
             rows: header.rows as usize,
             tokens: header.tokens as usize,
+            content: header.content,
             map,
         };
         let in_bounds = |start: u64, len: u32| {
@@ -144,6 +147,11 @@ impl RowStore {
     pub fn index(&self) -> &[RowIndex] {
         let start = HEADER + (self.tokens * 4).next_multiple_of(8);
         bytemuck::cast_slice(&self.map[start..start + self.rows * ROW])
+    }
+
+    /// A hash of all rows: ids, labels and where they were read.
+    pub fn content(&self) -> [u8; 32] {
+        self.content
     }
 
     /// Ids and labels of row `index`.
@@ -249,12 +257,10 @@ impl RowWriter {
         self.index.get_mut().seek(SeekFrom::Start(0))?;
         io::copy(self.index.get_mut(), &mut self.body)?;
 
-        // The hash covers the header first; its counts are only known now.
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&bytemuck::bytes_of(&self.header([0; 32]))[..HEADER - 32]);
         self.body.flush()?;
         let file = self.body.get_mut();
         file.seek(SeekFrom::Start(HEADER as u64))?;
+        let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&*file)?;
         let header = self.header(*hasher.finalize().as_bytes());
         let file = self.body.get_mut();
@@ -269,14 +275,17 @@ impl RowWriter {
         store.ok_or_else(|| io::Error::other("the rows just written do not read back the same"))
     }
 
-    fn header(&self, checksum: [u8; 32]) -> Header {
-        Header {
+    fn header(&self, content: [u8; 32]) -> Header {
+        let mut header = Header {
             magic: MAGIC,
             rows: self.rows,
             tokens: self.tokens,
             key: self.key,
-            checksum,
-        }
+            content,
+            checksum: [0; 32],
+        };
+        header.checksum = blake3::hash(&bytemuck::bytes_of(&header)[..HEADER - 32]).into();
+        header
     }
 
     fn write_tokens(&mut self, tokens: &[i32]) -> Result<()> {

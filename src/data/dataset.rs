@@ -195,6 +195,18 @@ impl Dataset {
         Ok((dataset, report))
     }
 
+    /// A hash of the rows as training sees them: their tokens and labels, which of them, in which order,
+    /// and how they are cut and packed. Two datasets with the same one train alike, whatever file,
+    /// tokenizer or cache they came from. Reads no token: the store knows the hash of its own.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.store.content());
+        let options = format!("{:?} {:?}", self.options.max_length, self.options.packing);
+        hasher.update(options.as_bytes());
+        hasher.update(bytemuck::cast_slice(&self.read));
+        hasher.finalize().into()
+    }
+
     /// Rows that training sees: documents, or packed rows.
     pub fn len(&self) -> usize {
         match &self.packed {

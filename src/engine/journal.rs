@@ -5,15 +5,25 @@ use crate::error::{Error, Result};
 use crate::number::Number;
 use crate::report::{EvalReport, Snapshot, StepReport};
 use serde_json::{Map, Value, json};
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The log of a run.
+///
+/// A row that cannot be written (a full disk) is kept and written before the next one, so that a log has
+/// no gap and no half row while the process lives. What a crash leaves behind is cut off by
+/// [`Journal::resume`] at the length that the checkpoint noted.
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    /// Bytes of whole rows in the file.
+    length: u64,
+    /// Rows that the file does not have yet.
+    pending: Vec<u8>,
+    /// The file may hold a part of `pending` beyond `length`.
+    torn: bool,
 }
 
 impl Journal {
@@ -24,7 +34,42 @@ impl Journal {
     pub fn create(folder: &Path) -> Result<Self> {
         let path = folder.join(Self::FILE_NAME);
         let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, file })
+        Ok(Self::new(path, file, 0))
+    }
+
+    /// Goes on with the log in `folder`, of which the first `bytes` are kept: those that were written
+    /// when the checkpoint was made. What stands there later (updates that are done again, a torn row,
+    /// the last row of a run that had ended) vanishes. Where the folder has no log, it gets that part of
+    /// `elsewhere`, if there is such a file.
+    ///
+    /// False when fewer rows than that were found: earlier ones are missing.
+    pub fn resume(folder: &Path, bytes: u64, elsewhere: Option<&Path>) -> Result<(Self, bool)> {
+        let path = folder.join(Self::FILE_NAME);
+        if let (false, Some(other)) = (path.exists(), elsewhere) {
+            copy_start(other, &path, bytes)?;
+        }
+        let at = |e| Error::io(&path, e);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(&path).map_err(at)?;
+        let found = file.metadata().map_err(at)?.len();
+        let length = match bytes <= found {
+            true => bytes,
+            false => end_of_last_row(&mut file).map_err(at)?,
+        };
+        file.set_len(length).map_err(at)?;
+        file.seek(SeekFrom::Start(length)).map_err(at)?;
+        Ok((Self::new(path, file, length), bytes <= found))
+    }
+
+    fn new(path: PathBuf, file: File, length: u64) -> Self {
+        Self {
+            path,
+            file,
+            length,
+            pending: Vec::new(),
+            torn: false,
+        }
     }
 
     pub fn update(&mut self, report: &StepReport, elapsed: Duration) -> Result<()> {
@@ -48,17 +93,68 @@ impl Journal {
             "stop_detail": detail,
             "best_step": snapshot.best_step,
             "best_value": snapshot.best_value.map(number),
-        }))
+        }))?;
+        self.file.sync_all().map_err(|e| Error::io(&self.path, e))
     }
 
-    /// One line in one write, so that a crash leaves whole lines.
-    fn write(&mut self, row: Value) -> Result<()> {
-        let mut line = row.to_string();
-        line.push('\n');
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(|e| Error::io(&self.path, e))
+    /// Bytes of the rows so far, and a handle by which another thread can make them durable.
+    ///
+    /// # Errors
+    /// `Io` when rows are still to be written and cannot be.
+    pub fn mark(&mut self) -> Result<(u64, File)> {
+        self.flush()?;
+        let file = self.file.try_clone();
+        Ok((self.length, file.map_err(|e| Error::io(&self.path, e))?))
     }
+
+    fn write(&mut self, row: Value) -> Result<()> {
+        self.pending.extend_from_slice(row.to_string().as_bytes());
+        self.pending.push(b'\n');
+        self.flush()
+    }
+
+    /// The rows that are due, in one write, so that a crash leaves whole lines.
+    fn flush(&mut self) -> Result<()> {
+        let result = self.try_flush();
+        self.torn = result.is_err();
+        result.map_err(|e| Error::io(&self.path, e))
+    }
+
+    fn try_flush(&mut self) -> std::io::Result<()> {
+        if self.torn && self.file.metadata()?.len() > self.length {
+            self.file.set_len(self.length)?;
+        }
+        if self.torn {
+            self.file.seek(SeekFrom::Start(self.length))?;
+        }
+        self.file.write_all(&self.pending)?;
+        self.length += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+}
+
+/// The first `bytes` of `from` as the new file `to`; nothing when `from` is missing or shorter.
+fn copy_start(from: &Path, to: &Path, bytes: u64) -> Result<()> {
+    let Ok(file) = File::open(from) else {
+        return Ok(());
+    };
+    let mut start = Vec::new();
+    let read = file.take(bytes).read_to_end(&mut start);
+    read.map_err(|e| Error::io(from, e))?;
+    if start.len() as u64 == bytes {
+        std::fs::write(to, start).map_err(|e| Error::io(to, e))?;
+    }
+    Ok(())
+}
+
+/// Where the last whole row ends.
+fn end_of_last_row(file: &mut File) -> std::io::Result<u64> {
+    let mut text = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut text)?;
+    let end = text.iter().rposition(|&byte| byte == b'\n');
+    Ok(end.map_or(0, |at| at as u64 + 1))
 }
 
 /// The log's row of an update.
@@ -110,4 +206,79 @@ fn eval_row(epoch: f64, report: &EvalReport) -> Value {
 /// JSON has no NaN and no infinity: they are written as text.
 fn number(x: f64) -> Value {
     json!(Number(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(folder: &Path) -> String {
+        std::fs::read_to_string(folder.join(Journal::FILE_NAME)).unwrap()
+    }
+
+    fn row(journal: &mut Journal, n: u32) {
+        journal.write(json!({ "n": n })).unwrap();
+    }
+
+    #[test]
+    fn a_log_goes_on_where_the_checkpoint_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        row(&mut journal, 1);
+        let (bytes, _) = journal.mark().unwrap();
+        row(&mut journal, 2);
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(dir.path().join(Journal::FILE_NAME))
+            .unwrap()
+            .write_all(b"{\"n\": 3, torn")
+            .unwrap();
+
+        let (mut journal, whole) = Journal::resume(dir.path(), bytes, None).unwrap();
+        assert!(whole);
+        assert_eq!(text(dir.path()), "{\"n\":1}\n");
+        row(&mut journal, 2);
+        assert_eq!(text(dir.path()), "{\"n\":1}\n{\"n\":2}\n");
+        assert_eq!(journal.mark().unwrap().0, 16);
+    }
+
+    #[test]
+    fn a_log_that_lost_rows_keeps_the_whole_ones_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(Journal::FILE_NAME), "{\"n\":1}\n{\"n\"").unwrap();
+        let (mut journal, whole) = Journal::resume(dir.path(), 99, None).unwrap();
+        assert!(!whole);
+        row(&mut journal, 9);
+        assert_eq!(text(dir.path()), "{\"n\":1}\n{\"n\":9}\n");
+        let empty = tempfile::tempdir().unwrap();
+        assert!(!Journal::resume(empty.path(), 99, None).unwrap().1);
+        assert!(Journal::resume(empty.path(), 0, None).unwrap().1);
+    }
+
+    #[test]
+    fn a_run_that_moves_takes_the_start_of_its_log_along() {
+        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let other = old.path().join(Journal::FILE_NAME);
+        std::fs::write(&other, "{\"n\":1}\n{\"n\":2}\n").unwrap();
+        let (mut journal, whole) = Journal::resume(new.path(), 8, Some(&other)).unwrap();
+        assert!(whole);
+        row(&mut journal, 5);
+        assert_eq!(text(new.path()), "{\"n\":1}\n{\"n\":5}\n");
+        assert_eq!(text(old.path()).lines().count(), 2);
+    }
+
+    #[test]
+    fn rows_that_could_not_be_written_come_before_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        row(&mut journal, 1);
+        let path = dir.path().join(Journal::FILE_NAME);
+        let writable = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
+        let error = journal.write(json!({"n": 2})).unwrap_err();
+        assert!(error.to_string().contains(Journal::FILE_NAME), "{error}");
+        assert!(journal.mark().is_err());
+        journal.file = writable;
+        row(&mut journal, 3);
+        assert_eq!(text(dir.path()), "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n");
+    }
 }

@@ -126,16 +126,8 @@ impl StopMachine {
                 });
             }
         }
-        if self.verdict.is_none()
-            && let Some(reason) = self.budget.used_up(observation)
-        {
-            let detail = budget_status("budget", &self.budget, observation).to_string();
-            self.verdict = Some(Verdict {
-                reason,
-                step,
-                rule: None,
-                detail,
-            });
+        if self.verdict.is_none() {
+            self.ask_budget(observation);
         }
         self.track_best(observation);
         let best = self.best();
@@ -309,6 +301,47 @@ impl StopMachine {
         self.verdict = state.verdict.clone();
         self.is_new_best = false;
         fresh
+    }
+
+    /// As [`StopMachine::restore`], for a run that goes on from a checkpoint, and decides what becomes of
+    /// its verdict: the host's wish to stop was about the earlier leg and is forgotten; the budget's
+    /// verdict goes when `budget_changed`, a rule's when `rules_changed`. Then the budget is asked about
+    /// `now`, where the run stands, so that one which is used up already allows no further update.
+    pub fn resume(
+        &mut self,
+        state: &StopState,
+        rules_changed: bool,
+        budget_changed: bool,
+        now: &Observation<'_>,
+    ) -> usize {
+        let fresh = self.restore(state);
+        let lapsed =
+            self.verdict
+                .as_ref()
+                .is_some_and(|verdict| match (verdict.reason, verdict.rule) {
+                    (StopReason::Cancelled | StopReason::Callback, _) => true,
+                    (_, None) if verdict.reason.is_budget() => budget_changed,
+                    _ => rules_changed,
+                });
+        if lapsed {
+            self.clear_verdict();
+        }
+        if self.verdict.is_none() && now.step > 0 {
+            self.ask_budget(now);
+        }
+        fresh
+    }
+
+    fn ask_budget(&mut self, now: &Observation<'_>) {
+        if let Some(reason) = self.budget.used_up(now) {
+            let detail = budget_status("budget", &self.budget, now).to_string();
+            self.verdict = Some(Verdict {
+                reason,
+                step: now.step,
+                rule: None,
+                detail,
+            });
+        }
     }
 
     fn first_plateau(&self) -> Option<(&Rule, &RuleState)> {

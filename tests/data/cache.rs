@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sft::data::{DataOptions, DataReport, Dataset};
+use sft::data::{DataOptions, DataReport, Dataset, RowOptions};
 
 use crate::{template, tokenizer};
 
@@ -206,4 +206,41 @@ fn memory_does_not_grow_with_the_data() {
     assert_eq!(dataset.len(), rows);
     let grown = most - first.expect("several chunks");
     assert!(grown < 48 << 20, "memory grew by {} MiB", grown >> 20);
+}
+
+#[test]
+fn a_fingerprint_tells_rows_apart_and_nothing_else() {
+    let setup = Setup::new(20);
+    let options = setup.options();
+    let (first, _) = setup.open(&options);
+    let fingerprint = first.fingerprint();
+    let (cached, report) = setup.open(&options);
+    assert!(report.from_cache);
+    assert_eq!(cached.fingerprint(), fingerprint);
+    let (uncached, _) = setup.open(&DataOptions::default());
+    assert_eq!(uncached.fingerprint(), fingerprint, "whatever the cache");
+    assert_ne!(first.shuffle(1).unwrap().0.fingerprint(), fingerprint);
+    let cut = RowOptions {
+        max_length: Some(8),
+        ..RowOptions::default()
+    };
+    let (cut, _) = setup.open(&DataOptions {
+        rows: cut,
+        ..setup.options()
+    });
+    assert_ne!(cut.fingerprint(), fingerprint);
+
+    // One digit of one row.
+    let text = fs::read_to_string(setup.data()).unwrap();
+    fs::write(setup.data(), text.replace("answer 7", "answer 6")).unwrap();
+    assert_ne!(setup.open(&options).0.fingerprint(), fingerprint);
+
+    let documents = |last: i32| {
+        let ids = [[1, 2, last]];
+        let documents = ids.iter().map(|ids| (&ids[..], &ids[..]));
+        let made = Dataset::from_documents(documents, RowOptions::default()).unwrap();
+        made.0.fingerprint()
+    };
+    assert_eq!(documents(3), documents(3));
+    assert_ne!(documents(3), documents(4));
 }

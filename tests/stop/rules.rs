@@ -394,6 +394,56 @@ fn a_changed_rule_starts_afresh_and_a_changed_patience_does_not() {
 }
 
 #[test]
+fn on_resume_a_verdict_lapses_with_what_decided_it() {
+    let budget = |max_steps| Budget {
+        max_steps: Some(max_steps),
+        ..Budget::default()
+    };
+    let machine = |rules: &str, max_steps| {
+        let config = StopConfig::from_text(rules).unwrap();
+        StopMachine::new(&config, budget(max_steps)).unwrap()
+    };
+    let target = "[{rule: target, metric: train_loss, at_most: 1, patience: 1}]";
+    let at_two = train(2, 0.5);
+    let reason = |run: &StopMachine| run.verdict().map(|verdict| verdict.reason);
+    let resumed = |state: &StopState, max_steps, rules_changed, budget_changed| {
+        let mut run = machine(target, max_steps);
+        run.resume(state, rules_changed, budget_changed, &at_two);
+        reason(&run)
+    };
+
+    let mut run = machine(target, 9);
+    run.observe(&at_two);
+    let by_rule = Some(StopReason::TargetReached);
+    assert_eq!(resumed(&run.state(), 9, false, false), by_rule);
+    assert_eq!(resumed(&run.state(), 12, false, true), by_rule);
+    assert_eq!(resumed(&run.state(), 9, true, false), None);
+
+    let mut run = machine(target, 2);
+    run.observe(&train(2, 5.0));
+    let by_budget = Some(StopReason::MaxSteps);
+    assert_eq!(resumed(&run.state(), 2, true, false), by_budget);
+    assert_eq!(resumed(&run.state(), 9, false, true), None);
+    assert_eq!(
+        resumed(&run.state(), 1, false, true),
+        by_budget,
+        "a smaller one is used up as well"
+    );
+
+    for wish in [StopReason::Cancelled, StopReason::Callback] {
+        let mut run = machine(target, 9);
+        run.request(wish, 2);
+        assert_eq!(resumed(&run.state(), 9, false, false), None);
+        assert_eq!(resumed(&run.state(), 2, false, true), by_budget);
+    }
+
+    let mut run = machine(target, 9);
+    run.observe(&train(2, f64::NAN));
+    let broken = Some(StopReason::NonFinite);
+    assert_eq!(resumed(&run.state(), 9, false, true), broken);
+}
+
+#[test]
 fn infinities_survive_a_checkpoint() {
     let rules = "[{rule: plateau, patience: 3, reference: hf}]";
     let mut run = machine(rules);
