@@ -217,4 +217,10 @@ pub struct Snapshot {
     pub patience_used: u64,
     /// Why the run ended, if it did.
     pub stop_reason: Option<StopReason>,
+    /// Wall time of the run so far, over all its resumptions, in seconds.
+    pub elapsed_seconds: f64,
+    /// The update that this leg of the run went on from, if it was resumed.
+    pub resumed_step: Option<u64>,
+    /// The update of the newest checkpoint that is known to be whole on the disk.
+    pub checkpoint_step: Option<u64>,
 }

@@ -5,14 +5,16 @@
 mod device;
 #[path = "session/precision.rs"]
 mod precision;
+#[path = "session/resume.rs"]
+mod resume;
 
 use serde_json::{Value, json};
 use sft::ErrorKind;
 use sft::config::Config;
 use sft::data::{Batch, ChatTemplate, Conversation, IGNORE, Tokenizer};
 use sft::engine::{
-    Canceller, Generator, Hooks, LogLevel, RunRecord, SamplingOptions, Session, evaluate_model,
-    plan, training_rows,
+    Canceller, Export, Generator, Hooks, LogLevel, RunRecord, SamplingOptions, Session,
+    evaluate_model, plan, training_rows,
 };
 use sft::model::GenerationDefaults;
 use sft::report::{StepReport, StopReason};
@@ -241,7 +243,7 @@ fn the_best_weights_are_those_of_the_best_step_between_saves() {
 
         // The saved model is the best one, evaluated from disk by another door.
         let saved = dir.path().join("best");
-        session.save(&saved).unwrap();
+        session.export(&saved, Export::Full).unwrap();
         let mut again = session.config().clone();
         again.model_name_or_path = Some(saved);
         assert_eq!(evaluate_model(&again, Hooks::default()).unwrap().loss, best);

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 pub use eval_datasets::EvalDatasets;
 pub use fields::{Config, KeyInfo, keys};
 pub use peer::{PeerKey, peer_keys};
-pub(crate) use resume::Changes;
+pub(crate) use resume::{Changes, list_changes};
 pub use values::{
     Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ResumeFrom,
     SamplingStrategy, SaveStrategy, Setting,

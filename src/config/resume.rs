@@ -170,7 +170,7 @@ impl Changes {
             format!(
                 "the configuration differs from the checkpoint's in what changes the numbers: {}; set \
                  them back, or allow it by resume_allow_changes: [{}]",
-                list(&self.refused),
+                list_changes(&self.refused),
                 names.join(", ")
             ),
         ))
@@ -178,7 +178,7 @@ impl Changes {
 }
 
 /// `key is x, was y` each.
-pub(crate) fn list(changes: &[Change]) -> String {
+pub(crate) fn list_changes(changes: &[Change]) -> String {
     let parts: Vec<String> = changes
         .iter()
         .map(|change| format!("{} is {}, was {}", change.key, change.now, change.before))

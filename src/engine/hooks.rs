@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::StepReport;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -80,6 +81,17 @@ pub enum LogLevel {
 
 /// Called after each update; returning true asks to stop.
 pub type ProgressFn = Box<dyn FnMut(&StepReport) -> bool + Send>;
+/// A checkpoint that is whole on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointReport {
+    /// The update that it is of.
+    pub step: u64,
+    /// Where it stands.
+    pub folder: PathBuf,
+}
+
+/// Called once a checkpoint is durable.
+pub type CheckpointFn = Box<dyn FnMut(&CheckpointReport) + Send>;
 /// Receives log lines.
 pub type LogFn = Box<dyn FnMut(LogLevel, &str) + Send>;
 
@@ -90,6 +102,10 @@ pub struct Hooks {
     pub canceller: Canceller,
     /// Called on the thread that called [`Session::step`](super::Session::step).
     pub progress: Option<ProgressFn>,
+    /// Called once a checkpoint that was due is whole on the disk, on the thread that called into the
+    /// engine: checkpoints are written in the background, so that is during a later call than the one
+    /// whose update it is of.
+    pub checkpoint: Option<CheckpointFn>,
     /// Called on the thread that called into the engine. The library never prints.
     pub log: Option<LogFn>,
 }

@@ -2,7 +2,6 @@
 //! ABI, every binding and every test go through it.
 
 mod any_network;
-#[allow(dead_code, unused_imports)] // until the session writes and resumes them
 mod checkpoint;
 mod device;
 mod evaluate;
@@ -16,7 +15,7 @@ mod session;
 
 pub use evaluate::evaluate_model;
 pub use generate::{Generator, SamplingOptions};
-pub use hooks::{Canceller, Hooks, LogLevel};
+pub use hooks::{Canceller, CheckpointReport, Hooks, LogLevel};
 pub use journal::log_row;
 pub use prepare::{open_tokenizer, plan, plan_with, training_rows};
 pub use run_record::{MemoryRecord, ModelRecord, Resumption, RunRecord};

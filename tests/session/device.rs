@@ -108,7 +108,7 @@ mod emulated {
         );
         assert_eq!(session.evaluate().unwrap().loss, best);
         let saved = dir.path().join("best");
-        session.save(&saved).unwrap();
+        session.export(&saved, Export::Full).unwrap();
         let mut again = session.config().clone();
         again.model_name_or_path = Some(saved);
         assert_eq!(evaluate_model(&again, Hooks::default()).unwrap().loss, best);

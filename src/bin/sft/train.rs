@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use sft::config::Config;
 use sft::engine::{Canceller, Export, Hooks, LogLevel, Session};
@@ -38,6 +37,7 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     let hooks = Hooks {
         canceller,
         progress: None,
+        checkpoint: None,
         log: Some(Box::new(move |level, text| match level {
             LogLevel::Warning => printer.line(&format!("warning: {text}")),
             LogLevel::Info if quiet.load(Ordering::Relaxed) => {}
@@ -48,24 +48,64 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     let mut session = Session::start(config.clone(), hooks)?;
     let total = session.snapshot().total_steps;
     progress.begin(total, config.logging_steps.of(total.unwrap_or(0)));
-    let started = Instant::now();
     let mut curve = Curve {
         target: target(&config),
         ..Curve::default()
     };
+    if session.snapshot().resumed_step.is_some() {
+        curve_so_far(&mut curve, &config.output_dir);
+    }
+    let own = own_command(args.config.as_deref(), overrides);
     let trained = train(&mut session, &mut progress, &mut curve, &begun);
     progress.finish();
     if let Err(error) = trained {
-        rescue(&mut session, &config.output_dir);
+        rescue(&mut session, &config.output_dir, &own);
         return Err(error);
     }
-    finish(
-        &mut session,
-        &config,
-        &curve,
-        started.elapsed(),
-        args.config.as_deref(),
-    )
+    finish(&mut session, &config, &curve, &own)
+}
+
+/// The updates of earlier legs, as the log has them.
+fn curve_so_far(curve: &mut Curve, out: &Path) {
+    let text = std::fs::read_to_string(out.join("train_log.jsonl")).unwrap_or_default();
+    let rows = text.lines().map(serde_json::from_str::<serde_json::Value>);
+    for row in rows.flatten() {
+        let Some(step) = row["step"].as_u64() else {
+            continue;
+        };
+        curve
+            .train
+            .extend(row["loss"].as_f64().map(|loss| (step, loss)));
+        curve
+            .eval
+            .extend(row["eval_loss"].as_f64().map(|loss| (step, loss)));
+    }
+}
+
+/// The command line of this run, without what it went on from.
+fn own_command(file: Option<&Path>, overrides: &Overrides) -> String {
+    let mut command = "sft train".to_owned();
+    if let Some(file) = file {
+        command += &format!(" --config {}", quoted(&file.display().to_string()));
+    }
+    for (key, value) in overrides {
+        if key != "resume_from_checkpoint" && key != "overwrite_output_dir" {
+            command += &format!(" --{key}={}", quoted(value));
+        }
+    }
+    command
+}
+
+/// What goes on from the newest checkpoint.
+const AUTO: &str = " --resume_from_checkpoint auto";
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 fn train(
@@ -94,7 +134,7 @@ fn train(
 
 /// What ends a run early, such as a checkpoint that cannot be written, must not cost the weights:
 /// tries to save them.
-fn rescue(session: &mut Session, out: &Path) {
+fn rescue(session: &mut Session, out: &Path, own: &str) {
     let step = session.snapshot().step;
     if step == 0 {
         return;
@@ -107,6 +147,11 @@ fn rescue(session: &mut Session, out: &Path) {
             out.display()
         )),
         Err(again) => console::error(&format!("the weights cannot be saved either: {again}")),
+    }
+    if let Some(step) = session.snapshot().checkpoint_step {
+        console::error(&format!(
+            "the checkpoint of update {step} is whole; to go on from it:\n  {own}{AUTO}"
+        ));
     }
 }
 
@@ -128,13 +173,7 @@ fn state(session: &Session, report: &StepReport) -> String {
 }
 
 /// Saves what the run made and says what became of it.
-fn finish(
-    session: &mut Session,
-    config: &Config,
-    curve: &Curve,
-    took: Duration,
-    file: Option<&Path>,
-) -> Result<ExitCode> {
+fn finish(session: &mut Session, config: &Config, curve: &Curve, own: &str) -> Result<ExitCode> {
     let snapshot = session.snapshot();
     let out = &config.output_dir;
     let reason = session.stop_reason();
@@ -151,10 +190,7 @@ fn finish(
 
     console::line(&format!(
         "\nStopped after update {} (epoch {:.2}, {} tokens, {:.1} s): {code} · {detail}",
-        snapshot.step,
-        snapshot.epoch,
-        snapshot.total_tokens,
-        took.as_secs_f64()
+        snapshot.step, snapshot.epoch, snapshot.total_tokens, snapshot.elapsed_seconds
     ));
     if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value) {
         let whose = if session.restored_best() {
@@ -180,18 +216,20 @@ fn finish(
     ));
 
     match reason {
-        Some(StopReason::Cancelled) if saved => {
-            let with = file
-                .map(|f| format!(" --config {}", f.display()))
-                .unwrap_or_default();
-            console::line(&format!(
-                "Cancelled. To go on from these weights (with a new optimizer and schedule):\n  \
-                 sft train{with} --model_name_or_path {0} --output_dir {0}-2",
-                out.display()
-            ));
+        Some(StopReason::Cancelled) => {
+            if let Some(step) = snapshot.checkpoint_step {
+                console::line(&format!(
+                    "Cancelled. To go on from update {step}:\n  {own}{AUTO}"
+                ));
+            } else if saved {
+                console::line(&format!(
+                    "Cancelled. To go on from these weights (with a new optimizer and schedule):\n  \
+                     {own} --model_name_or_path {0} --output_dir {0}-2",
+                    out.display()
+                ));
+            }
             Ok(ExitCode::from(130))
         }
-        Some(StopReason::Cancelled) => Ok(ExitCode::from(130)),
         Some(StopReason::NonFinite) if broken => {
             console::error(
                 "the loss or the gradient was not finite, so the last weights are not saved as the \
@@ -231,6 +269,24 @@ fn cancel_on_interrupt(canceller: &Canceller) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_to_go_on_is_the_same_run_with_words_that_a_shell_takes_as_they_are() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let overrides = vec![
+            pair("learning_rate", "1e-4"),
+            pair("stop", "[{rule: plateau}]"),
+            pair("eos_token", "it's"),
+            pair("resume_from_checkpoint", "out/checkpoint-5"),
+            pair("overwrite_output_dir", "true"),
+        ];
+        assert_eq!(
+            own_command(Some(Path::new("run.yaml")), &overrides),
+            "sft train --config run.yaml --learning_rate=1e-4 --stop='[{rule: plateau}]' \
+             --eos_token='it'\\''s'"
+        );
+        assert_eq!(own_command(None, &Overrides::new()), "sft train");
+    }
 
     #[test]
     fn the_curve_shows_the_first_target_on_a_loss() {

@@ -1,18 +1,14 @@
-//! What a run keeps and leaves: the best weights, checkpoints, and its end.
+//! What a run keeps and how it ends: the best weights, the last checkpoint, the last row of the log.
 
 use super::Session;
+use super::saving::{exchange, read_weights};
 use crate::config::SaveStrategy;
-use crate::engine::prepare;
+use crate::engine::checkpoint::BestWeights;
 use crate::error::Result;
 use crate::model::save_model_folder;
 use crate::report::StopReason;
 use std::path::Path;
-
-/// A copy of the weights at the best evaluation, in the layout of the parameter table.
-pub(super) struct BestWeights {
-    step: u64,
-    values: Vec<f32>,
-}
+use std::sync::Arc;
 
 impl Session {
     /// Takes in a cancel request and finishes the run once a verdict is there. A device that failed has
@@ -31,29 +27,37 @@ impl Session {
         if !self.config.load_best_model_at_end || !self.stop.is_new_best() {
             return Ok(());
         }
-        let table = self.network.table().clone();
+        let len = self.network.table().len;
         let best = self.best_weights.get_or_insert_with(|| BestWeights {
             step: 0,
-            values: vec![0.0; table.len],
+            values: Arc::default(),
         });
-        best.step = self.step;
-        for param in &table.params {
-            let to = &mut best.values[param.offset..param.offset + param.len()];
-            self.network.read_weight(param, 0, to)?;
+        // A checkpoint on the way may still hold the earlier ones.
+        if !Arc::get_mut(&mut best.values).is_some_and(|values| values.len() == len) {
+            best.values = Arc::new(vec![0.0; len]);
         }
-        Ok(())
+        let values = Arc::get_mut(&mut best.values).expect("not shared since");
+        best.step = self.step;
+        read_weights(self.network.as_mut(), values)
     }
 
-    pub(super) fn write_checkpoint(&mut self) -> Result<()> {
-        let folder = self.files.checkpoint(self.step);
-        self.write_model(&folder)?;
-        let best = self.stop.best().and_then(|b| b.step);
-        self.files
-            .wrote(self.step, self.config.save_total_limit, best)
+    /// What an observation of the host's own leads to.
+    pub(super) fn after_observation(&mut self) -> Result<()> {
+        self.keep_best()?;
+        // A checkpoint of this update does not know what was observed since.
+        self.checkpointed = None;
+        let best = self.config.save_strategy == SaveStrategy::Best && self.stop.is_new_best();
+        let begun = match best && self.step > 0 {
+            true => self.begin_checkpoint(),
+            false => Ok(()),
+        };
+        let written = begun.and(self.poll_checkpoints());
+        written.and(self.end_if_stopped())
     }
 
-    /// Once, after the verdict: the best weights put back or a checkpoint of the last step, as the
-    /// configuration says, and the last row of the log.
+    /// Once, after the verdict: a checkpoint of the last update, then the best weights put back, as the
+    /// configuration says, then the last row of the log. Whatever fails, the rest is done: whoever
+    /// exports next must get the best weights.
     pub(super) fn end_if_stopped(&mut self) -> Result<()> {
         let Some(verdict) = self.stop.verdict().cloned() else {
             return Ok(());
@@ -68,39 +72,39 @@ impl Session {
             verdict.reason.code(),
             verdict.detail
         ));
-        // First what no full disk can stop: whoever exports next must get these weights.
-        if let Some(best) = &self.best_weights {
-            let values = &best.values;
-            // The operands of half precision are rounded anew on the way.
-            self.network.load_weights(&mut |param, to| {
-                to.copy_from_slice(&values[param.offset..param.offset + param.len()]);
-                Ok(())
-            })?;
-            self.hooks.info(format!(
-                "the best weights, of update {}, are back",
-                best.step
-            ));
-            self.restored_best = true;
+        let saves = self.config.save_strategy != SaveStrategy::No
+            && self.step > 0
+            && verdict.reason != StopReason::NonFinite;
+        // One that has failed in the background is known by now, and tried again.
+        let mut result = self.finish_checkpoints();
+        if saves && self.checkpointed != Some(self.step) {
+            result = self.begin_checkpoint().and(self.finish_checkpoints());
         }
-        let snapshot = self.snapshot();
-        self.journal.end(&snapshot, &verdict.detail)?;
-        let saves = self.config.save_strategy != SaveStrategy::No && self.step > 0;
-        if saves && !self.restored_best && !self.files.has_checkpoint(self.step) {
-            self.write_checkpoint()?;
+        let restored = self.restore_best();
+        let logged = self.journal.end(&self.snapshot(), &verdict.detail);
+        result.and(restored).and(logged)
+    }
+
+    fn restore_best(&mut self) -> Result<()> {
+        if let Some(best) = &mut self.best_weights {
+            exchange(self.network.as_mut(), best)?;
+            let step = best.step;
+            self.restored_best = true;
+            self.hooks
+                .info(format!("the best weights, of update {step}, are back"));
         }
         Ok(())
     }
 
     pub(super) fn write_model(&mut self, dir: &Path) -> Result<()> {
-        let source = prepare::model_folder(&self.config)?.to_path_buf();
-        let (spec, table) = (self.network.spec().clone(), self.network.table().clone());
+        let model = Arc::clone(&self.model);
         let network = &mut self.network;
         save_model_folder(
             dir,
-            source,
-            &spec,
-            &table,
-            &self.saving,
+            &model.source,
+            &model.spec,
+            &model.table,
+            &model.options,
             |param, start, chunk| network.read_weight(param, start, chunk),
         )
     }

@@ -3,11 +3,14 @@
 
 mod budget;
 mod ending;
+mod resume;
+mod saving;
 #[cfg(test)]
 mod tests;
 mod update;
 
 use super::any_network::AnyNetwork;
+use super::checkpoint::{BestWeights, ModelFiles, Writer};
 use super::device::OpenDevice;
 use super::evaluate::evaluate_batches;
 use super::hooks::Hooks;
@@ -15,20 +18,22 @@ use super::journal::Journal;
 use super::prepare::{self, Data};
 use super::run_files::RunFiles;
 use super::run_record::RunRecord;
-use crate::config::{Config, EvalStrategy};
+use crate::config::{Changes, Config, EvalStrategy, list_changes};
 use crate::data::{Batch, DataReport};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryPlan;
-use crate::model::{ModelSpec, SaveOptions};
+use crate::model::{ModelSpec, ParamTable, SaveOptions};
 use crate::report::{EvalReport, Snapshot, StepReport, StopReason};
 use crate::schedule::Schedule;
 use crate::stop::{RuleStatus, StopMachine};
 use crate::train::{AdamWOptions, LossScale};
 use budget::{budget, schedule_length, total_steps};
-use ending::BestWeights;
+use resume::Standing;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What [`Session::export`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +52,26 @@ pub struct Session {
     hooks: Hooks,
     network: Box<dyn AnyNetwork>,
     data: Data,
-    saving: SaveOptions,
+    /// Hashes of the rows by set.
+    fingerprints: BTreeMap<String, String>,
+    model: Arc<ModelFiles>,
+    precision: DType,
     optimizer: AdamWOptions,
     schedule: Schedule,
     total_steps: Option<u64>,
     stop: StopMachine,
     files: RunFiles,
     journal: Journal,
+    writer: Writer,
+    /// The update of the newest checkpoint, on the way or durable, as long as it knows everything.
+    checkpointed: Option<u64>,
+    /// The update of the newest durable checkpoint.
+    durable: Option<u64>,
+    /// The update that this leg of the run went on from.
+    resumed: Option<u64>,
+    /// When this leg began, and how long those before it took.
     started: Instant,
+    elapsed_before: Duration,
     step: u64,
     /// In float16.
     loss_scale: Option<LossScale>,
@@ -70,19 +87,20 @@ pub struct Session {
 
 impl Session {
     /// Loads the model and the data that `config` names, plans and allocates all memory, and opens
-    /// the log in `output_dir`. Without `dataset_name` the host feeds its own batches by
+    /// the log in `output_dir`; or goes on from a checkpoint where `resume_from_checkpoint` says so.
+    /// Without `dataset_name` the host feeds its own batches by
     /// [`Session::step_batch`].
     ///
     /// # Errors
     /// Of kind `Config`, `Model`, `Tensor`, `Tokenizer`, `Template`, `Data`, `OutOfMemory`, `Exists`,
-    /// `Io`; each names what is wrong and where. `Cancelled` when the canceller was triggered.
+    /// `Checkpoint`, `Io`; each names what is wrong and where. `Cancelled` when the canceller was triggered.
     pub fn start(config: Config, mut hooks: Hooks) -> Result<Self> {
         config.validate()?;
         hooks.canceller.check("starting")?;
-        RunFiles::check(&config.output_dir, config.overwrite_output_dir)?;
+        let earlier = resume::find(&config, &mut hooks)?;
         let device = OpenDevice::open(&config, &mut hooks)?;
         let spec = ModelSpec::from_dir(prepare::model_folder(&config)?)?;
-        let data = prepare::open_data(&config, &spec, &mut hooks)?;
+        let mut data = prepare::open_data(&config, &spec, &mut hooks)?;
         if data.eval.is_empty()
             && (config.eval_strategy != EvalStrategy::No || config.eval_on_start)
             && data.loader.is_some()
@@ -92,22 +110,46 @@ impl Session {
                 "eval_strategy: there are no rows to evaluate on; set eval_dataset_name or val_size",
             ));
         }
-        let saving = SaveOptions {
-            overrides: prepare::overrides(&config)?,
-            ..SaveOptions::default()
+        let fingerprints = resume::fingerprints(&data);
+        let precision = device.needs().precision;
+        let changes = match &earlier {
+            Some(earlier) => earlier.check(&config, &spec, precision, &fingerprints)?,
+            None => Changes::default(),
         };
+        if !changes.allowed.is_empty() {
+            hooks.info(format!("changed: {}", list_changes(&changes.allowed)));
+        }
+        let model = Arc::new(ModelFiles {
+            source: prepare::model_folder(&config)?.to_path_buf(),
+            spec: spec.clone(),
+            table: ParamTable::new(&spec),
+            options: SaveOptions {
+                overrides: prepare::overrides(&config)?,
+                ..SaveOptions::default()
+            },
+        });
         let total_steps = total_steps(&config, &data);
         let schedule = config.schedule(schedule_length(&config, total_steps)?)?;
         let work = prepare::training_workload(&config, &spec, &data, device.needs())?;
-        let precision = work.precision;
         let mut stop =
             StopMachine::new(&config.stop_rules()?, budget(&config, &data, total_steps))?;
         if let Some((metric, direction)) = config.best_metric()? {
             stop.watch(metric, direction);
         }
-        let network = prepare::open_network(&config, device, spec, work, &mut hooks)?;
+        let mut standing = Standing::new(precision);
+        let network = match &earlier {
+            None => prepare::open_network(&config, device, spec, work, &mut hooks)?,
+            Some(earlier) => {
+                earlier.restore_rules(&config, &mut stop, total_steps, &mut hooks)?;
+                if let Some(loader) = &mut data.loader {
+                    earlier.seek(loader, &changes)?;
+                }
+                standing = earlier.standing(&config, precision, &model.table, &stop)?;
+                earlier.open_network(device, spec, work, &mut hooks)?
+            }
+        };
         // The folder is made last: a failed start leaves nothing behind.
-        let files = RunFiles::create(&config.output_dir)?;
+        let mut files = RunFiles::create(&config.output_dir)?;
         let record = RunRecord::new(
             &config,
             network.as_ref(),
@@ -115,7 +157,14 @@ impl Session {
             data.reports(),
             total_steps,
         );
-        let journal = files.begin(&record)?;
+        let overwrite = config.overwrite_output_dir;
+        let begun = earlier.as_ref();
+        let journal = resume::begin_files(begun, overwrite, &mut files, record, &mut hooks)?;
+        let of_last = files.checkpoint(standing.step);
+        let is_last = earlier
+            .as_ref()
+            .is_some_and(|earlier| earlier.is_at(&of_last));
+        let resumed = earlier.is_some().then_some(standing.step);
         Ok(Self {
             optimizer: AdamWOptions {
                 beta1: config.adam_beta1,
@@ -128,20 +177,27 @@ impl Session {
             hooks,
             network,
             data,
-            saving,
+            fingerprints,
+            model,
+            precision,
             schedule,
             total_steps,
             stop,
             files,
             journal,
+            writer: Writer::new(earlier.map(|earlier| earlier.checkpoint.written().clone())),
+            checkpointed: resumed.filter(|_| is_last),
+            durable: resumed.filter(|_| is_last),
+            resumed,
             started: Instant::now(),
-            step: 0,
-            loss_scale: (precision == DType::F16).then(LossScale::default),
-            skipped_updates: 0,
-            epoch: 0.0,
-            total_tokens: 0,
+            elapsed_before: standing.elapsed,
+            step: standing.step,
+            loss_scale: standing.loss_scale,
+            skipped_updates: standing.skipped_updates,
+            epoch: standing.epoch,
+            total_tokens: standing.total_tokens,
             last_evaluation: None,
-            best_weights: None,
+            best_weights: standing.best_weights,
             restored_best: false,
             ended: false,
         })
@@ -237,8 +293,7 @@ impl Session {
         let host = [(metric.to_owned(), value)];
         let observation = self.observation(&host);
         self.stop.observe(&observation);
-        self.keep_best()?;
-        self.end_if_stopped()
+        self.after_observation()
     }
 
     /// Whether the run has ended, or its device has failed so that it cannot go on. Stays true once it
@@ -290,7 +345,15 @@ impl Session {
             best_value: best.map(|b| b.value),
             patience_used: self.stop.patience_used(),
             stop_reason: self.stop_reason(),
+            elapsed_seconds: self.elapsed().as_secs_f64(),
+            resumed_step: self.resumed,
+            checkpoint_step: self.durable,
         }
+    }
+
+    /// Wall time of the run, over all its legs.
+    fn elapsed(&self) -> Duration {
+        self.elapsed_before + self.started.elapsed()
     }
 
     /// Where every stop rule stands, for display.
@@ -337,23 +400,28 @@ impl Session {
         self.restored_best
     }
 
-    /// Writes the weights and the tokenizer as a Hugging Face folder, whole or not at all; the
-    /// configuration's `eos_token` and `chat_template_path` are part of it.
+    /// Writes a checkpoint to `dir`, whole or not at all, durable on return: all that a run needs to go
+    /// on by [`Session::resume`]. It is a Hugging Face folder too, with the weights of the last update
+    /// in float32. Once the run has ended and the best weights are back, those are in the checkpoint
+    /// beside the last ones, and [`Session::export`] is what writes them as a model.
     ///
     /// # Errors
-    /// `Io` naming the file; an earlier model in `dir` stays as it was. When this call also ends a
-    /// cancelled run and that fails, as for a log on a full disk, the model is saved all the same.
+    /// `Io` naming the file; what stood in `dir` stays as it was. When this call also ends a cancelled
+    /// run and that fails, as for a log on a full disk, the checkpoint is written all the same.
     pub fn save(&mut self, dir: impl AsRef<Path>) -> Result<()> {
-        self.export(dir, Export::Full)
+        // A host whose loop ended on the canceller has not called `step` since: the run ends here.
+        // What fails there, such as the last row of the log, must not cost the weights.
+        let ended = self.check_ended();
+        self.save_now(dir.as_ref())?;
+        ended.map(drop)
     }
 
-    /// As [`Session::save`], choosing what is written.
+    /// Writes the weights and the tokenizer as a Hugging Face folder, whole or not at all; the
+    /// configuration's `eos_token` and `chat_template_path` are part of it. `what` says which weights.
     ///
     /// # Errors
     /// As [`Session::save`].
     pub fn export(&mut self, dir: impl AsRef<Path>, what: Export) -> Result<()> {
-        // A host whose loop ended on the canceller has not called `step` since: the run ends here.
-        // What fails there, such as the last row of the log, must not cost the weights.
         let ended = self.check_ended();
         match what {
             Export::Full => self.write_model(dir.as_ref())?,

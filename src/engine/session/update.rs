@@ -1,7 +1,7 @@
 //! One update of a run: forward, backward, optimizer, and everything that is due after it.
 
 use super::Session;
-use crate::config::{EvalStrategy, SaveStrategy};
+use crate::config::EvalStrategy;
 use crate::data::Batch;
 use crate::engine::evaluate::evaluate_sets;
 use crate::error::{Error, ErrorKind, Result};
@@ -117,15 +117,18 @@ impl Session {
             self.stop.request(StopReason::Callback, self.step);
             report.stop_reason = self.stop.verdict().map(|v| v.reason);
         }
-        self.journal.update(report, self.started.elapsed())?;
+        let elapsed = self.elapsed();
+        let mut logged = self.journal.update(report, elapsed);
         if let Some(eval) = &report.eval {
-            self.journal
-                .evaluation(self.epoch, eval, self.started.elapsed())?;
+            logged = logged.and(self.journal.evaluation(self.epoch, eval, elapsed));
         }
-        if self.checkpoint_due(epoch_end) {
-            self.write_checkpoint()?;
-        }
-        self.end_if_stopped()
+        logged?;
+        let begun = match self.checkpoint_due(epoch_end) {
+            true => self.begin_checkpoint(),
+            false => Ok(()),
+        };
+        let written = begun.and(self.poll_checkpoints());
+        written.and(self.end_if_stopped())
     }
 
     pub(super) fn observation<'a>(&self, host: &'a [(String, f64)]) -> Observation<'a> {
@@ -133,7 +136,7 @@ impl Session {
             step: self.step,
             epoch: self.epoch,
             tokens: self.total_tokens,
-            seconds: self.started.elapsed().as_secs_f64(),
+            seconds: self.elapsed().as_secs_f64(),
             train: None,
             eval: None,
             host,
@@ -157,28 +160,12 @@ impl Session {
         }
     }
 
-    pub(super) fn checkpoint_due(&self, epoch_end: bool) -> bool {
-        match self.config.save_strategy {
-            SaveStrategy::No => false,
-            SaveStrategy::Epoch => epoch_end,
-            SaveStrategy::Best => self.stop.is_new_best(),
-            SaveStrategy::Steps => {
-                let interval = self
-                    .config
-                    .save_steps
-                    .of(self.total_steps.unwrap_or(0))
-                    .max(1);
-                self.step.is_multiple_of(interval)
-            }
-        }
-    }
-
     pub(super) fn evaluate_on_start(&mut self) -> Result<()> {
         if self.step == 0 && self.config.eval_on_start && !self.data.eval.is_empty() {
             // A look at the untouched model: logged, but no rule counts it as progress.
             let report = self.run_evaluation()?;
             self.journal
-                .evaluation(self.epoch, &report, self.started.elapsed())?;
+                .evaluation(self.epoch, &report, self.elapsed())?;
             self.hooks.info(format!(
                 "evaluation before the first update: loss {:.4}",
                 report.loss
@@ -211,8 +198,7 @@ impl Session {
         };
         self.stop.observe(&observation);
         self.journal
-            .evaluation(self.epoch, report, self.started.elapsed())?;
-        self.keep_best()?;
-        self.end_if_stopped()
+            .evaluation(self.epoch, report, self.elapsed())?;
+        self.after_observation()
     }
 }
