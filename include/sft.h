@@ -399,6 +399,36 @@ typedef int32_t (*sft_progress_fn)(void *user_data, const struct sft_step_report
 typedef void (*sft_drop_fn)(void *user_data);
 
 /**
+ * A checkpoint that is whole on the disk.
+ */
+typedef struct sft_checkpoint_report {
+    /**
+     * sizeof(sft_checkpoint_report).
+     */
+    uint32_t struct_size;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * The update that it is of.
+     */
+    uint64_t step;
+    /**
+     * Its folder, which sft_resume takes; borrowed for the call.
+     */
+    const char *folder;
+} sft_checkpoint_report;
+
+/**
+ * Called once a checkpoint that was due is whole on the disk, with a report that is valid during the
+ * call. Checkpoints are written in the background: it is called on the thread that calls into the
+ * session, during a later call than the sft_step whose update the checkpoint is of, or at the end of
+ * the run.
+ */
+typedef void (*sft_checkpoint_fn)(void *user_data, const struct sft_checkpoint_report *report);
+
+/**
  * Receives what the library has to say, on the thread that called into it: level is one of the
  * SFT_LOG_ numbers, message is one line without a newline, valid during the call.
  */
@@ -579,6 +609,27 @@ typedef struct sft_snapshot {
      * Patience that the plateau rule has used up.
      */
     uint64_t patience_used;
+    /**
+     * Wall time of the run so far, over all its resumptions, in seconds.
+     */
+    double elapsed_seconds;
+    /**
+     * 1 if the run went on from a checkpoint, else 0.
+     */
+    int32_t resumed;
+    /**
+     * 1 if a checkpoint of the run is known to be whole on the disk, else 0.
+     */
+    int32_t has_checkpoint;
+    /**
+     * The update that it went on from; 0 where resumed is 0. A host that feeds its own batches goes on
+     * with those of the next update.
+     */
+    uint64_t resumed_step;
+    /**
+     * The update of the newest such checkpoint; 0 where has_checkpoint is 0.
+     */
+    uint64_t checkpoint_step;
 } sft_snapshot;
 
 #ifdef __cplusplus
@@ -714,6 +765,15 @@ sft_status sft_config_set_progress(struct sft_config *config,
                                    sft_drop_fn drop);
 
 /**
+ * Sets the function that is called once a checkpoint of the sessions that are started from now on is
+ * whole on the disk; NULL for none. Ownership and errors: as sft_config_set_progress.
+ */
+sft_status sft_config_set_checkpoint(struct sft_config *config,
+                                     sft_checkpoint_fn checkpoint,
+                                     void *user_data,
+                                     sft_drop_fn drop);
+
+/**
  * Sets the function that receives the log of sft_start and sft_plan on this configuration and of the
  * sessions that are started from now on; NULL for none. Ownership and errors: as
  * sft_config_set_progress.
@@ -753,21 +813,38 @@ sft_status sft_plan_json(struct sft_config *config, char **out);
 
 /**
  * Starts a run: loads the model and the data that the configuration names, allocates all memory,
- * and opens the log in output_dir. Writes the session to *out; free it by sft_session_free. The
+ * and opens the log in output_dir; or goes on from a checkpoint where resume_from_checkpoint says so. Writes the session to *out; free it by sft_session_free. The
  * configuration is copied and can be changed, used again or freed. Without dataset_name the host
  * feeds its own batches by sft_step_batch.
  *
  * Errors: any, each naming what is wrong and where; the text is on the configuration.
  * SFT_ERR_CANCELLED if the canceller was triggered. A failed start leaves output_dir as it was.
  */
-sft_status sft_start(struct sft_config *config, struct sft_session **out);
+sft_status sft_start(struct sft_config *config,
+                     struct sft_session **out);
+
+/**
+ * As sft_start, going on from the checkpoint in the folder dir whatever resume_from_checkpoint says.
+ * With the same configuration and rows the run gives the numbers that it would have given without the
+ * interruption, bit for bit. A host that feeds its own batches goes on with those after the snapshot's
+ * step. The log in output_dir is cut to where the checkpoint was made, and goes on there.
+ *
+ * Errors: as sft_start. SFT_ERR_CHECKPOINT if dir holds no whole checkpoint. SFT_ERR_CONFIG if the
+ * configuration or the rows have changed in what changes the numbers; the text lists every key, and
+ * resume_allow_changes allows them. SFT_ERR_EXISTS if output_dir has newer checkpoints of the run:
+ * overwrite_output_dir removes them.
+ */
+sft_status sft_resume(struct sft_config *config,
+                      const char *dir,
+                      struct sft_session **out);
 
 /**
  * One optimizer update on the next rows, with the evaluation, checkpoint and stop decision that are
  * due after it. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has ended.
  *
- * Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if a checkpoint
- * or the log cannot be written: the update has taken effect all the same and the run can go on.
+ * Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if the log
+ * cannot be written or an earlier checkpoint could not: the update has taken effect all the same and
+ * the run can go on.
  * SFT_ERR_CANCELLED if the canceller interrupted an evaluation. SFT_ERR_DEVICE if the device failed:
  * every later call that needs it fails alike, and the session can only be freed.
  */
@@ -838,13 +915,15 @@ int32_t sft_stop_reason(const struct sft_session *session);
 sft_status sft_snapshot_get(struct sft_session *session, struct sft_snapshot *out);
 
 /**
- * Writes the weights and the tokenizer to the folder dir, whole or not at all: a Hugging Face model
- * folder. In this version the state of the optimizer is not saved, so a run cannot be continued
- * from it.
+ * Writes a checkpoint to the folder dir, whole or not at all, durable on return: all that a run needs
+ * to go on by sft_resume. It is a Hugging Face model folder too, with the weights of the last update.
+ * Once the run has ended and the best weights are back (restored_best of sft_snapshot), those are in
+ * the checkpoint beside the last ones, and sft_export is what writes them as a model.
  *
- * Errors: SFT_ERR_IO naming the file; an earlier model in dir stays as it was.
+ * Errors: SFT_ERR_IO naming the file; what stood in dir stays as it was.
  */
-sft_status sft_save(struct sft_session *session, const char *dir);
+sft_status sft_save(struct sft_session *session,
+                    const char *dir);
 
 /**
  * Writes what the run has made to the folder dir, whole or not at all; what is one of the

@@ -1,8 +1,8 @@
 //! Functions of the host that the library calls.
 
 use super::guard::c_text;
-use super::report::sft_step_report;
-use crate::engine::LogLevel;
+use super::report::{sft_checkpoint_report, sft_step_report};
+use crate::engine::{CheckpointReport, LogLevel};
 use crate::report::StepReport;
 use std::ffi::{c_char, c_void};
 
@@ -10,6 +10,13 @@ use std::ffi::{c_char, c_void};
 /// that is valid during the call. A return value other than 0 asks the run to stop.
 pub type sft_progress_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, report: *const sft_step_report) -> i32>;
+
+/// Called once a checkpoint that was due is whole on the disk, with a report that is valid during the
+/// call. Checkpoints are written in the background: it is called on the thread that calls into the
+/// session, during a later call than the sft_step whose update the checkpoint is of, or at the end of
+/// the run.
+pub type sft_checkpoint_fn =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, report: *const sft_checkpoint_report)>;
 
 /// Receives what the library has to say, on the thread that called into it: level is one of the
 /// SFT_LOG_ numbers, message is one line without a newline, valid during the call.
@@ -65,6 +72,18 @@ impl Callback<sft_progress_fn> {
             // SAFETY: the host gave this function for this data; the report outlives the call.
             unsafe { function(self.user_data, &report) != 0 }
         })
+    }
+}
+
+impl Callback<sft_checkpoint_fn> {
+    pub fn checkpoint(&self, report: &CheckpointReport) {
+        let folder = c_text(&report.folder.to_string_lossy());
+        let report = sft_checkpoint_report::new(report.step, &folder);
+        if let Some(function) = self.function {
+            // SAFETY: the host gave this function for this data; the report and its text outlive the
+            // call.
+            unsafe { function(self.user_data, &report) }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The configuration of a run, and the host's callbacks.
 
 use super::arguments::{Out, text, values};
-use super::callback::{Callback, sft_drop_fn, sft_log_fn, sft_progress_fn};
+use super::callback::{Callback, sft_checkpoint_fn, sft_drop_fn, sft_log_fn, sft_progress_fn};
 use super::canceller::sft_canceller;
 use super::guard::{Guarded, NOT_A_HANDLE, catch, enter, invalid};
 use super::handle::{Registry, Slot};
@@ -25,6 +25,7 @@ pub(super) struct ConfigState {
     pub config: Config,
     canceller: Option<Canceller>,
     progress: Option<Arc<Callback<sft_progress_fn>>>,
+    checkpoint: Option<Arc<Callback<sft_checkpoint_fn>>>,
     log: Option<Arc<Callback<sft_log_fn>>>,
 }
 
@@ -43,6 +44,9 @@ impl ConfigState {
                 stop_reason.store(stop_code(report.stop_reason), Ordering::Release);
                 callback.progress(report)
             }));
+        }
+        if let Some(callback) = self.checkpoint.clone() {
+            hooks.checkpoint = Some(Box::new(move |report| callback.checkpoint(report)));
         }
         if let Some(callback) = self.log.clone() {
             hooks.log = Some(Box::new(move |level, message| callback.log(level, message)));
@@ -206,6 +210,22 @@ pub extern "C" fn sft_config_set_progress(
     with_config(config, |state| {
         let callback = Callback::new(progress, user_data, drop);
         state.progress = progress.is_some().then(|| Arc::new(callback));
+        Ok(SFT_OK)
+    })
+}
+
+/// Sets the function that is called once a checkpoint of the sessions that are started from now on is
+/// whole on the disk; NULL for none. Ownership and errors: as sft_config_set_progress.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_config_set_checkpoint(
+    config: *mut sft_config,
+    checkpoint: sft_checkpoint_fn,
+    user_data: *mut c_void,
+    drop: sft_drop_fn,
+) -> sft_status {
+    with_config(config, |state| {
+        let callback = Callback::new(checkpoint, user_data, drop);
+        state.checkpoint = checkpoint.is_some().then(|| Arc::new(callback));
         Ok(SFT_OK)
     })
 }

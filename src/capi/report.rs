@@ -4,6 +4,7 @@ use super::arguments::GrowingStruct;
 use super::status::stop_code;
 use crate::memory::{MemoryPlan, SegmentKind};
 use crate::report::{EvalReport, MIN_LOSS_SCALE, Snapshot, StepReport};
+use std::ffi::{CStr, c_char};
 
 /// Sequences of tokens laid end to end, as the host feeds them. All pointers are borrowed for the
 /// call. Position i of a sequence predicts the label at i + 1, so labels are not shifted, and the
@@ -136,6 +137,31 @@ pub struct sft_snapshot {
     pub best_value: f64,
     /// Patience that the plateau rule has used up.
     pub patience_used: u64,
+    /// Wall time of the run so far, over all its resumptions, in seconds.
+    pub elapsed_seconds: f64,
+    /// 1 if the run went on from a checkpoint, else 0.
+    pub resumed: i32,
+    /// 1 if a checkpoint of the run is known to be whole on the disk, else 0.
+    pub has_checkpoint: i32,
+    /// The update that it went on from; 0 where resumed is 0. A host that feeds its own batches goes on
+    /// with those of the next update.
+    pub resumed_step: u64,
+    /// The update of the newest such checkpoint; 0 where has_checkpoint is 0.
+    pub checkpoint_step: u64,
+}
+
+/// A checkpoint that is whole on the disk.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct sft_checkpoint_report {
+    /// sizeof(sft_checkpoint_report).
+    pub struct_size: u32,
+    /// 0.
+    pub reserved: u32,
+    /// The update that it is of.
+    pub step: u64,
+    /// Its folder, which sft_resume takes; borrowed for the call.
+    pub folder: *const c_char,
 }
 
 /// What a run will take of memory.
@@ -246,6 +272,22 @@ impl sft_snapshot {
             best_step: snapshot.best_step.unwrap_or(0),
             best_value: snapshot.best_value.unwrap_or(f64::NAN),
             patience_used: snapshot.patience_used,
+            elapsed_seconds: snapshot.elapsed_seconds,
+            resumed: snapshot.resumed_step.is_some().into(),
+            has_checkpoint: snapshot.checkpoint_step.is_some().into(),
+            resumed_step: snapshot.resumed_step.unwrap_or(0),
+            checkpoint_step: snapshot.checkpoint_step.unwrap_or(0),
+        }
+    }
+}
+
+impl sft_checkpoint_report {
+    pub(super) fn new(step: u64, folder: &CStr) -> Self {
+        Self {
+            struct_size: size::<Self>(),
+            reserved: 0,
+            step,
+            folder: folder.as_ptr(),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! A run.
 
 use super::arguments::{Out, OutStruct, batches, text};
-use super::config::{sft_config, with_config};
+use super::config::{ConfigState, sft_config, with_config};
 use super::guard::{Guarded, NOT_A_HANDLE, catch, enter, invalid};
 use super::handle::Registry;
 use super::report::{sft_batch, sft_eval_report, sft_snapshot, sft_step_report};
 use super::status::*;
-use crate::engine::{Canceller, Export, Session};
+use crate::config::Config;
+use crate::engine::{Canceller, Export, Hooks, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{EvalReport, StepReport};
 use std::ffi::c_char;
@@ -61,7 +62,7 @@ fn with_session(
 }
 
 /// Starts a run: loads the model and the data that the configuration names, allocates all memory,
-/// and opens the log in output_dir. Writes the session to *out; free it by sft_session_free. The
+/// and opens the log in output_dir; or goes on from a checkpoint where resume_from_checkpoint says so. Writes the session to *out; free it by sft_session_free. The
 /// configuration is copied and can be changed, used again or freed. Without dataset_name the host
 /// feeds its own batches by sft_step_batch.
 ///
@@ -73,29 +74,70 @@ pub unsafe extern "C" fn sft_start(
     out: *mut *mut sft_session,
 ) -> sft_status {
     with_config(config, |state| {
-        let out = Out::new(out, "out")?;
-        let stop_reason = Arc::new(AtomicI32::new(SFT_STOP_NONE));
-        let hooks = state.hooks(stop_reason.clone());
-        let canceller = hooks.canceller.clone();
-        let session = Session::start(state.config.clone(), hooks)?;
-        stop_reason.store(stop_code(session.stop_reason()), Ordering::Release);
-        let handle = SessionHandle {
-            session: Guarded::new(session),
-            stop_reason,
-            failed: Arc::default(),
-            canceller,
-        };
         // SAFETY: the header asks for a place that can be written to.
-        unsafe { out.write(SESSIONS.insert(handle)) }
-        Ok(SFT_OK)
+        unsafe { begin(state, out, Session::start) }
     })
+}
+
+/// As sft_start, going on from the checkpoint in the folder dir whatever resume_from_checkpoint says.
+/// With the same configuration and rows the run gives the numbers that it would have given without the
+/// interruption, bit for bit. A host that feeds its own batches goes on with those after the snapshot's
+/// step. The log in output_dir is cut to where the checkpoint was made, and goes on there.
+///
+/// Errors: as sft_start. SFT_ERR_CHECKPOINT if dir holds no whole checkpoint. SFT_ERR_CONFIG if the
+/// configuration or the rows have changed in what changes the numbers; the text lists every key, and
+/// resume_allow_changes allows them. SFT_ERR_EXISTS if output_dir has newer checkpoints of the run:
+/// overwrite_output_dir removes them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_resume(
+    config: *mut sft_config,
+    dir: *const c_char,
+    out: *mut *mut sft_session,
+) -> sft_status {
+    with_config(config, |state| {
+        // SAFETY: the header asks for a NUL-terminated string.
+        let dir = unsafe { folder(dir) }?;
+        // SAFETY: the header asks for a place that can be written to.
+        unsafe {
+            begin(state, out, |config, hooks| {
+                Session::resume(config, dir, hooks)
+            })
+        }
+    })
+}
+
+/// A session by `start`, written to `out`.
+///
+/// # Safety
+/// `out` is NULL or can be written to.
+unsafe fn begin(
+    state: &ConfigState,
+    out: *mut *mut sft_session,
+    start: impl FnOnce(Config, Hooks) -> Result<Session>,
+) -> Result<sft_status> {
+    let out = Out::new(out, "out")?;
+    let stop_reason = Arc::new(AtomicI32::new(SFT_STOP_NONE));
+    let hooks = state.hooks(stop_reason.clone());
+    let canceller = hooks.canceller.clone();
+    let session = start(state.config.clone(), hooks)?;
+    stop_reason.store(stop_code(session.stop_reason()), Ordering::Release);
+    let handle = SessionHandle {
+        session: Guarded::new(session),
+        stop_reason,
+        failed: Arc::default(),
+        canceller,
+    };
+    // SAFETY: as the caller's.
+    unsafe { out.write(SESSIONS.insert(handle)) }
+    Ok(SFT_OK)
 }
 
 /// One optimizer update on the next rows, with the evaluation, checkpoint and stop decision that are
 /// due after it. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has ended.
 ///
-/// Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if a checkpoint
-/// or the log cannot be written: the update has taken effect all the same and the run can go on.
+/// Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if the log
+/// cannot be written or an earlier checkpoint could not: the update has taken effect all the same and
+/// the run can go on.
 /// SFT_ERR_CANCELLED if the canceller interrupted an evaluation. SFT_ERR_DEVICE if the device failed:
 /// every later call that needs it fails alike, and the session can only be freed.
 #[unsafe(no_mangle)]
@@ -281,11 +323,12 @@ pub unsafe extern "C" fn sft_snapshot_get(
     })
 }
 
-/// Writes the weights and the tokenizer to the folder dir, whole or not at all: a Hugging Face model
-/// folder. In this version the state of the optimizer is not saved, so a run cannot be continued
-/// from it.
+/// Writes a checkpoint to the folder dir, whole or not at all, durable on return: all that a run needs
+/// to go on by sft_resume. It is a Hugging Face model folder too, with the weights of the last update.
+/// Once the run has ended and the best weights are back (restored_best of sft_snapshot), those are in
+/// the checkpoint beside the last ones, and sft_export is what writes them as a model.
 ///
-/// Errors: SFT_ERR_IO naming the file; an earlier model in dir stays as it was.
+/// Errors: SFT_ERR_IO naming the file; what stood in dir stays as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_save(session: *mut sft_session, dir: *const c_char) -> sft_status {
     with_session(session, |session| {

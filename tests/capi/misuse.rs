@@ -77,7 +77,8 @@ fn wrong(parameter: &str) -> Vec<Wrong> {
         ],
         ("int64_t", 0) => vec![harmless("INT64_MIN")],
         ("double", 0) => vec![harmless("NAN"), harmless("INFINITY")],
-        ("void", 1) | ("sft_progress_fn" | "sft_log_fn" | "sft_drop_fn", 0) => {
+        ("void", 1)
+        | ("sft_progress_fn" | "sft_checkpoint_fn" | "sft_log_fn" | "sft_drop_fn", 0) => {
             vec![harmless("NULL")]
         }
         _ => panic!("this test has no wrong value for a parameter `{parameter}`"),

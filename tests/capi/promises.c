@@ -328,6 +328,67 @@ static void a_callback_sees_busy_handles_and_can_stop_the_run(void) {
     EXPECT(self.drops == 2);
 }
 
+static void take_checkpoint(void *user_data, const sft_checkpoint_report *report) {
+    host *self = user_data;
+    EXPECT(report->struct_size == sizeof *report && report->reserved == 0);
+    self->calls++;
+    EXPECT(report->step == 2 * (uint64_t)self->calls);
+    char file[4096];
+    snprintf(file, sizeof file, "%s/checkpoint.json", report->folder);
+    EXPECT(access(file, R_OK) == 0);
+    IS(SFT_ERR_BUSY, sft_step(self->session, NULL));
+}
+
+static void a_run_goes_on_from_what_was_saved(void) {
+    host self = {0};
+    self.config = configured("{\"max_steps\": 6, \"save_strategy\": \"steps\", \"save_steps\": 2}");
+    sft_config *config = self.config;
+    IS(SFT_OK, sft_config_set_checkpoint(config, take_checkpoint, &self, count_drop));
+    self.session = started(config);
+    char saved[4096];
+    snprintf(saved, sizeof saved, "%s/saved", arguments[3]);
+    double losses[7] = {0};
+    for (uint64_t step = 1; step <= 6; step++) {
+        sft_step_report report = {.struct_size = sizeof report};
+        IS(SFT_OK, sft_step(self.session, &report));
+        losses[step] = report.loss;
+        if (step == 3) IS(SFT_OK, sft_save(self.session, saved));
+    }
+    EXPECT(self.calls == 3); /* at 2, 4 and 6, the last before the end was told */
+    sft_snapshot snapshot = {.struct_size = sizeof snapshot};
+    IS(SFT_OK, sft_snapshot_get(self.session, &snapshot));
+    EXPECT(snapshot.has_checkpoint == 1 && snapshot.checkpoint_step == 6);
+    EXPECT(snapshot.resumed == 0 && snapshot.elapsed_seconds > 0);
+    sft_session_free(self.session);
+    IS(SFT_OK, sft_config_set_checkpoint(config, NULL, NULL, NULL));
+    EXPECT(self.drops == 1);
+
+    sft_session *session = NULL;
+    IS(SFT_ERR_CHECKPOINT, sft_resume(config, arguments[1], &session)); /* a model is none */
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_resume(config, "", &session));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_resume(config, saved, NULL));
+    IS(SFT_OK, sft_config_set_f64(config, "learning_rate", 0.5));
+    IS(SFT_ERR_CONFIG, sft_resume(config, saved, &session));
+    EXPECT(strstr(sft_config_last_error(config), "resume_allow_changes: [learning_rate]"));
+    IS(SFT_OK, sft_config_set_f64(config, "learning_rate", 2e-5));
+    IS(SFT_OK, sft_config_set_bool(config, "overwrite_output_dir", 0));
+    IS(SFT_ERR_EXISTS, sft_resume(config, saved, &session)); /* those of 4 and 6 are newer */
+    EXPECT(strstr(sft_config_last_error(config), "checkpoint-4, checkpoint-6"));
+    IS(SFT_OK, sft_config_set_bool(config, "overwrite_output_dir", 1));
+    EXPECT(session == NULL);
+    IS(SFT_OK, sft_resume(config, saved, &session));
+    IS(SFT_OK, sft_snapshot_get(session, &snapshot));
+    EXPECT(snapshot.resumed == 1 && snapshot.resumed_step == 3 && snapshot.step == 3);
+    for (uint64_t step = 4; step <= 6; step++) {
+        sft_step_report report = {.struct_size = sizeof report};
+        IS(SFT_OK, sft_step(session, &report));
+        EXPECT(report.step == step && report.loss == losses[step]);
+    }
+    IS(SFT_STOPPED, sft_step(session, NULL));
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
 static int32_t free_the_session(void *user_data, const sft_step_report *report) {
     host *self = user_data;
     (void)report;
@@ -540,6 +601,7 @@ int main(int argc, char **argv) {
     the_metric_of_the_host_ends_the_run();
     export_refuses_what_it_cannot_do();
     a_callback_sees_busy_handles_and_can_stop_the_run();
+    a_run_goes_on_from_what_was_saved();
     a_session_freed_by_its_callback_ends_its_call_first();
     a_canceller_works_before_after_and_without_its_run();
     a_signal_handler_may_cancel();
