@@ -935,7 +935,7 @@ sft_status sft_save(struct sft_session *session,
 sft_status sft_export(struct sft_session *session, const char *dir, int32_t what);
 
 /**
- * Frees a session with all its memory. If another call is inside (one on another thread, or the
+ * Frees a session with all its memory, once the checkpoint on the way is written. If another call is inside (one on another thread, or the
  * one whose callback calls this), that call ends as usual and the memory goes then. NULL or a freed
  * session does nothing.
  */

@@ -375,7 +375,7 @@ unsafe fn folder<'a>(dir: *const c_char) -> Result<&'a str> {
     }
 }
 
-/// Frees a session with all its memory. If another call is inside (one on another thread, or the
+/// Frees a session with all its memory, once the checkpoint on the way is written. If another call is inside (one on another thread, or the
 /// one whose callback calls this), that call ends as usual and the memory goes then. NULL or a freed
 /// session does nothing.
 #[unsafe(no_mangle)]

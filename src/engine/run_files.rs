@@ -157,3 +157,77 @@ impl RunFiles {
 fn name_of((step, _): (u64, PathBuf)) -> String {
     format!("checkpoint-{step}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_checkpoints(steps: &[u64]) -> (tempfile::TempDir, RunFiles) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = RunFiles::create(dir.path()).unwrap();
+        for &step in steps {
+            std::fs::create_dir(files.checkpoint(step)).unwrap();
+        }
+        files.checkpoints = steps.to_vec();
+        (dir, files)
+    }
+
+    fn left(files: &RunFiles) -> Vec<u64> {
+        let found = checkpoint::find(&files.folder).unwrap();
+        let steps: Vec<u64> = found.into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, files.checkpoints);
+        steps
+    }
+
+    #[test]
+    fn the_oldest_go_first_but_not_the_best_nor_the_one_being_written() {
+        for (limit, best, written, expected) in [
+            (None, None, None, vec![1, 2, 3, 4, 5]),
+            (Some(2), None, None, vec![4, 5]),
+            (Some(2), Some(1), None, vec![1, 5]),
+            (Some(1), Some(2), None, vec![2, 5]),
+            (Some(1), None, Some(3), vec![3, 5]),
+            (Some(9), None, None, vec![1, 2, 3, 4, 5]),
+        ] {
+            let (_dir, mut files) = with_checkpoints(&[1, 2, 3, 4, 5]);
+            files.wrote(5, limit, best, written).unwrap();
+            assert_eq!(left(&files), expected, "{limit:?} {best:?} {written:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_told_late_does_not_push_the_newest_out() {
+        let (_dir, mut files) = with_checkpoints(&[3, 5]);
+        files.wrote(3, Some(1), None, None).unwrap();
+        assert_eq!(left(&files), [3, 5]);
+    }
+
+    #[test]
+    fn names_that_are_no_checkpoints_are_left_alone() {
+        let (dir, files) = with_checkpoints(&[7]);
+        for name in [
+            "checkpoint-",
+            "checkpoint-07",
+            "checkpoint-x",
+            "checkpoint-9.bak",
+        ] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        std::fs::write(dir.path().join("checkpoint-8"), "a file").unwrap();
+        assert_eq!(files.remove_newer(None).unwrap(), ["checkpoint-7"]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
+    }
+
+    #[test]
+    fn a_restart_is_stopped_by_what_was_saved_and_not_by_a_log() {
+        let (dir, _) = with_checkpoints(&[]);
+        std::fs::write(dir.path().join(Journal::FILE_NAME), "").unwrap();
+        RunFiles::check(dir.path(), false, true).unwrap();
+        let error = RunFiles::check(dir.path(), false, false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exists);
+        std::fs::create_dir(dir.path().join("checkpoint-7")).unwrap();
+        let error = RunFiles::check(dir.path(), false, true).unwrap_err();
+        assert!(error.to_string().contains("checkpoint-7"), "{error}");
+        RunFiles::check(dir.path(), true, false).unwrap();
+    }
+}

@@ -135,4 +135,24 @@ mod emulated {
         };
         assert_eq!(greedy("cuda-emulated"), greedy("cpu"));
     }
+
+    #[test]
+    fn a_resumed_run_gives_the_same_bits() {
+        for format in [json!({"bf16": false}), json!({"bf16": true})] {
+            let dir = folder();
+            let keys = json!({"device": "cuda-emulated", "max_steps": 3, "max_length": 16,
+                "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1});
+            let config = config(dir.path(), with(keys, &format));
+            let whole = run(&mut start(config.clone()));
+            let mut back = config;
+            back.overwrite_output_dir = true;
+            let from = dir.path().join("out/checkpoint-2");
+            let mut session = Session::resume(back, from, Hooks::default()).unwrap();
+            let last = session.step().unwrap().unwrap();
+            assert_eq!(
+                (last.step, last.loss, last.grad_norm),
+                (3, whole[2].loss, whole[2].grad_norm)
+            );
+        }
+    }
 }

@@ -695,3 +695,43 @@ fn best_weights_that_nobody_kept_are_not_promised() {
         .unwrap();
     drop(resumed(&late, &from).unwrap());
 }
+
+#[test]
+fn a_host_that_evaluates_by_itself_gets_a_checkpoint_of_each_best() {
+    let dir = folder();
+    let keys = json!({"save_strategy": "best", "eval_strategy": "steps", "max_steps": 4, "stop": [
+        {"rule": "plateau", "metric": "mine", "greater_is_better": true, "patience": 2}]});
+    let config = host_fed(dir.path(), keys);
+    let mut session = start(config.clone());
+    for (step, score) in [(1, 1.0), (2, 3.0), (3, 2.0)] {
+        advance(&mut session, step);
+        session.observe("mine", score).unwrap();
+    }
+    drop(session);
+    assert_eq!(checkpoints(dir.path()), [1, 2]);
+    // Patience is used at update 3, which the checkpoint of update 2 does not know.
+    let mut session = resumed(&config, dir.path().join("out/checkpoint-2")).unwrap();
+    assert_eq!(session.snapshot().patience_used, 0);
+    for (step, score) in [(3, 2.0), (4, 2.5)] {
+        advance(&mut session, step);
+        assert!(step == 4 || session.stop_reason().is_none());
+        session.observe("mine", score).unwrap();
+    }
+    assert_eq!(session.stop_reason(), Some(StopReason::MaxSteps));
+    assert_eq!(checkpoints(dir.path()), [1, 2, 4]);
+}
+
+#[test]
+fn what_was_observed_after_the_last_checkpoint_is_in_the_one_at_the_end() {
+    let dir = folder();
+    let keys = json!({"save_strategy": "steps", "save_steps": 1, "max_steps": 9, "stop": [
+        {"rule": "target", "metric": "mine", "at_least": 2.0}]});
+    let config = host_fed(dir.path(), keys);
+    let mut session = start(config.clone());
+    advance(&mut session, 2);
+    session.observe("mine", 2.0).unwrap();
+    assert_eq!(session.stop_reason(), Some(StopReason::TargetReached));
+    drop(session);
+    let session = resumed(&config, dir.path().join("out/checkpoint-2")).unwrap();
+    assert_eq!(session.stop_reason(), Some(StopReason::TargetReached));
+}
