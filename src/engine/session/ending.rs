@@ -32,13 +32,13 @@ impl Session {
             step: 0,
             values: Arc::default(),
         });
-        // A checkpoint on the way may still hold the earlier ones.
-        if !Arc::get_mut(&mut best.values).is_some_and(|values| values.len() == len) {
-            best.values = Arc::new(vec![0.0; len]);
-        }
-        let values = Arc::get_mut(&mut best.values).expect("not shared since");
         best.step = self.step;
-        read_weights(self.network.as_mut(), values)
+        // A checkpoint on the way may still hold the earlier ones: then these get a place of their own.
+        let mut values = Arc::try_unwrap(std::mem::take(&mut best.values)).unwrap_or_default();
+        values.resize(len, 0.0);
+        let read = read_weights(self.network.as_mut(), &mut values);
+        best.values = Arc::new(values);
+        read
     }
 
     /// What an observation of the host's own leads to.
