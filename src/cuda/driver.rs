@@ -1,7 +1,7 @@
 //! What the backend asks of a device, whoever it is.
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// A place that runs the kernels of `kernels/` and holds their memory. Work is done in the order in
 /// which it is asked for; only [`Driver::read`] waits for it.
@@ -65,10 +65,11 @@ pub trait Driver: Send {
         Ok(false)
     }
 
-    /// A matrix product by a library of the device's vendor; false where there is none.
+    /// A matrix product by a library of the device's vendor; false where there is none, and for a
+    /// product that the library refuses, which leaves everything as it was.
     ///
     /// # Errors
-    /// `Device`, also for a product that the library does not do.
+    /// `Device`.
     fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
         let _ = product;
         Ok(false)
@@ -84,7 +85,9 @@ pub trait Driver: Send {
         Ok(false)
     }
 
-    /// What was recorded, addresses and numbers included; `None` outside of a capture.
+    /// What was recorded, addresses and numbers included; `None` outside of a capture, and where no
+    /// graph can be made of it. Then, and after an error inside of it, the capture is over as if
+    /// nothing had been asked for.
     ///
     /// # Errors
     /// `Device`.
@@ -97,10 +100,82 @@ pub trait Driver: Send {
     /// # Errors
     /// `Device`; `Internal` when there is no such graph.
     fn replay(&mut self, graph: Graph) -> Result<()> {
-        Err(crate::Error::new(
-            crate::ErrorKind::Internal,
-            format!("no graph has the number {}", graph.0),
-        ))
+        Err(no_graph(graph))
+    }
+
+    /// Gives back what a graph takes, once the replays asked for so far are done.
+    fn forget(&mut self, graph: Graph) {
+        let _ = graph;
+    }
+}
+
+/// The error of a replay of nothing.
+pub(super) fn no_graph(graph: Graph) -> Error {
+    let message = format!("no graph has the number {}", graph.0);
+    Error::new(ErrorKind::Internal, message)
+}
+
+/// Something that a driver is asked to do in its order, with all its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    /// [`Driver::launch`].
+    Launch {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Its grid.
+        launch: Launch,
+        /// Its arguments.
+        arguments: Vec<Arg>,
+    },
+    /// [`Driver::copy`].
+    Copy {
+        /// Source address.
+        from: u64,
+        /// Target address.
+        to: u64,
+        /// Length.
+        bytes: usize,
+    },
+    /// [`Driver::fill32`].
+    Fill32 {
+        /// Target address.
+        to: u64,
+        /// The number.
+        bits: u32,
+        /// How often.
+        count: usize,
+    },
+    /// [`Driver::fill16`].
+    Fill16 {
+        /// Target address.
+        to: u64,
+        /// The number.
+        bits: u16,
+        /// How often.
+        count: usize,
+    },
+    /// [`Driver::vendor_product`].
+    VendorProduct(VendorProduct),
+}
+
+impl Call {
+    /// Asks a driver; false when it does not do such things.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn perform(&self, driver: &mut dyn Driver) -> Result<bool> {
+        match self {
+            Call::Launch {
+                kernel,
+                launch,
+                arguments,
+            } => driver.launch(kernel, *launch, arguments)?,
+            &Call::Copy { from, to, bytes } => driver.copy(from, to, bytes)?,
+            &Call::Fill32 { to, bits, count } => driver.fill32(to, bits, count)?,
+            &Call::Fill16 { to, bits, count } => driver.fill16(to, bits, count)?,
+            Call::VendorProduct(product) => return driver.vendor_product(product),
+        }
+        Ok(true)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The CPU as a CUDA device, for tests: runs the kernels compiled as C++ (`kernels/host/`).
 
-use super::driver::VendorProduct;
-use super::{Arg, Cuda, Driver, Launch, Limits, decode, encode};
+use super::driver::{VendorProduct, no_graph};
+use super::{Arg, Call, Cuda, Driver, Graph, Launch, Limits, decode, encode};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int};
 
 /// A launch with fewer threads stays on the calling thread, which others could not help in time.
@@ -18,6 +19,12 @@ const ALIGNMENT: usize = 256;
 pub struct Emulated {
     seed: u64,
     allocations: Vec<Allocation>,
+    /// What was asked for since the capture began.
+    capture: Option<Vec<Call>>,
+    graphs: HashMap<usize, Vec<Call>>,
+    next_graph: usize,
+    /// Kernels that ran, whose code a device would have loaded.
+    loaded: HashSet<&'static str>,
 }
 
 struct Allocation {
@@ -48,6 +55,26 @@ impl Emulated {
         Self {
             seed,
             allocations: Vec::new(),
+            capture: None,
+            graphs: HashMap::new(),
+            next_graph: 0,
+            loaded: HashSet::new(),
+        }
+    }
+
+    /// Whether a call is recorded instead of done.
+    fn captures(&mut self, call: impl FnOnce() -> Call) -> bool {
+        let capture = self.capture.as_mut();
+        capture.map(|calls| calls.push(call())).is_some()
+    }
+
+    fn not_while_capturing(&self, what: &str) -> Result<()> {
+        match self.capture {
+            None => Ok(()),
+            Some(_) => Err(Error::new(
+                ErrorKind::Internal,
+                format!("{what} inside a capture"),
+            )),
         }
     }
 
@@ -82,6 +109,7 @@ impl Driver for Emulated {
     }
 
     fn allocate(&mut self, bytes: usize) -> Result<u64> {
+        self.not_while_capturing("an allocation")?;
         let error = || {
             let message = format!("no {bytes} bytes of memory for the emulated device");
             Error::new(ErrorKind::OutOfMemory, message)
@@ -114,6 +142,7 @@ impl Driver for Emulated {
     }
 
     fn write(&mut self, to: u64, from: &[u8]) -> Result<()> {
+        self.not_while_capturing("an upload")?;
         let to = self.at(to, from.len())?;
         // SAFETY: `at` checked that the bytes are ours; a slice of the caller's is not among them.
         unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
@@ -121,6 +150,7 @@ impl Driver for Emulated {
     }
 
     fn read(&mut self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.not_while_capturing("a download")?;
         let from = self.at(from, to.len())?;
         // SAFETY: as in `write`.
         unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
@@ -128,6 +158,9 @@ impl Driver for Emulated {
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if self.captures(|| Call::Copy { from, to, bytes }) {
+            return Ok(());
+        }
         let (from, to) = (self.at(from, bytes)?, self.at(to, bytes)?);
         // SAFETY: `at` checked that the bytes are ours.
         unsafe { from.copy_to(to, bytes) };
@@ -140,6 +173,9 @@ impl Driver for Emulated {
 
     /// The definition, term by term.
     fn vendor_product(&mut self, product: &VendorProduct) -> Result<bool> {
+        if self.captures(|| Call::VendorProduct(*product)) {
+            return Ok(true);
+        }
         let &VendorProduct { m, n, k, .. } = product;
         let mut numbers = |address: u64, len: usize, dtype: DType| {
             let mut bytes = vec![0; len * dtype.size()];
@@ -173,6 +209,9 @@ impl Driver for Emulated {
     }
 
     fn fill32(&mut self, to: u64, bits: u32, count: usize) -> Result<()> {
+        if self.captures(|| Call::Fill32 { to, bits, count }) {
+            return Ok(());
+        }
         let to = self.at(to, 4 * count)?.cast::<u32>();
         for i in 0..count {
             // SAFETY: `at` checked that the bytes are ours.
@@ -182,6 +221,9 @@ impl Driver for Emulated {
     }
 
     fn fill16(&mut self, to: u64, bits: u16, count: usize) -> Result<()> {
+        if self.captures(|| Call::Fill16 { to, bits, count }) {
+            return Ok(());
+        }
         let to = self.at(to, 2 * count)?.cast::<u16>();
         for i in 0..count {
             // SAFETY: `at` checked that the bytes are ours.
@@ -193,6 +235,21 @@ impl Driver for Emulated {
     fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) -> Result<()> {
         let found = Kernel::find(kernel)?;
         found.check(kernel, launch, arguments, self.limits())?;
+        let call = || Call::Launch {
+            kernel,
+            launch,
+            arguments: arguments.to_vec(),
+        };
+        if self.captures(call) {
+            return match self.loaded.contains(kernel) {
+                true => Ok(()),
+                false => Err(Error::new(
+                    ErrorKind::Internal,
+                    format!("loading the code of {kernel} inside a capture"),
+                )),
+            };
+        }
+        self.loaded.insert(kernel);
         let arguments: Vec<u64> = arguments.iter().map(|argument| argument.bits()).collect();
         let blocks: u64 = launch.grid.map(u64::from).iter().product();
         let launch = EmulatedLaunch {
@@ -218,6 +275,39 @@ impl Driver for Emulated {
             None => Ok(()),
             Some(message) => Err(Error::new(ErrorKind::Device, message)),
         }
+    }
+
+    fn begin_capture(&mut self) -> Result<bool> {
+        self.not_while_capturing("a capture")?;
+        self.capture = Some(Vec::new());
+        Ok(true)
+    }
+
+    fn end_capture(&mut self) -> Result<Option<Graph>> {
+        let Some(calls) = self.capture.take() else {
+            return Ok(None);
+        };
+        let number = self.next_graph;
+        self.next_graph += 1;
+        self.graphs.insert(number, calls);
+        Ok(Some(Graph(number)))
+    }
+
+    fn replay(&mut self, graph: Graph) -> Result<()> {
+        self.not_while_capturing("a replay")?;
+        let calls = self
+            .graphs
+            .remove(&graph.0)
+            .ok_or_else(|| no_graph(graph))?;
+        let done = calls
+            .iter()
+            .try_for_each(|call| call.perform(self).map(|_| ()));
+        self.graphs.insert(graph.0, calls);
+        done
+    }
+
+    fn forget(&mut self, graph: Graph) {
+        self.graphs.remove(&graph.0);
     }
 }
 

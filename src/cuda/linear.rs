@@ -4,7 +4,7 @@
 use super::driver::{MatrixMap, VendorProduct};
 use super::geometry::number;
 use super::linear_plan::{Layout, Plan, Product, Room, Tile};
-use super::{Arg, Cuda, Launch, kernel};
+use super::{Arg, Call, Cuda, Launch, kernel};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Backend, Linear, LinearShape, Region};
@@ -64,6 +64,7 @@ impl Cuda {
             return Err(Error::new(ErrorKind::Device, message));
         }
         self.gemm = gemm;
+        self.forget_graphs();
         Ok(())
     }
 
@@ -81,8 +82,11 @@ impl Cuda {
             "a product of {dtype:?} stored as {:?}",
             y.dtype
         );
-        if self.gemm == GemmProvider::CublasLt && added.bias.is_none() {
-            return self.vendor_product(product, a, b, added.residual, y);
+        if self.gemm == GemmProvider::CublasLt
+            && added.bias.is_none()
+            && self.vendor_product(product, a, b, added.residual, y)
+        {
+            return;
         }
         let whole = product.rows_are_whole() && (a.offset | b.offset).is_multiple_of(16);
         let hopper = self.gemm == GemmProvider::Wgmma
@@ -102,7 +106,7 @@ impl Cuda {
         self.product_by(plan, product, a, b, added, y);
     }
 
-    /// y = a b, or `residual` + a b.
+    /// y = a b, or `residual` + a b; false when the library refuses such a product.
     fn vendor_product(
         &mut self,
         product: Product,
@@ -110,7 +114,7 @@ impl Cuda {
         b: Region,
         residual: Option<Region>,
         y: Region,
-    ) {
+    ) -> bool {
         if let Some(residual) = residual.filter(|&residual| residual != y) {
             self.copy(residual, y);
         }
@@ -130,14 +134,7 @@ impl Cuda {
             workspace: self.pointer(self.workspace),
             workspace_bytes: self.workspace.len * self.workspace.dtype.size(),
         };
-        if self.failure.is_some() {
-            return;
-        }
-        let done = self.driver.vendor_product(&product).and_then(|done| {
-            let message = || Error::new(ErrorKind::Internal, format!("{product:?} was not done"));
-            done.then_some(()).ok_or_else(message)
-        });
-        self.note(done);
+        self.ask(Call::VendorProduct(product))
     }
 
     fn product_by(

@@ -15,6 +15,7 @@ mod embedding;
 mod emulated;
 mod geometry;
 mod grad_norm;
+mod graphs;
 mod linear;
 #[cfg(test)]
 mod linear_layout;
@@ -27,7 +28,7 @@ mod rows;
 mod swiglu;
 
 pub use attention::MAX_HEAD_DIM;
-pub use driver::{Arg, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
+pub use driver::{Arg, Call, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
 #[cfg(feature = "emulate")]
 pub use emulated::Emulated;
 pub use linear::GemmProvider;
@@ -35,7 +36,8 @@ pub use nvidia::{DeviceInfo, available, devices};
 
 use crate::dtype::{DType, bf16, f16};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Indices, Region};
+use crate::ops::{Backend, Indices, Recording, Region};
+use graphs::{Graphs, Tape};
 
 /// A CUDA device with the arena of one network.
 pub struct Cuda {
@@ -46,6 +48,9 @@ pub struct Cuda {
     arena_bytes: usize,
     workspace: Region,
     gemm: GemmProvider,
+    graphs: Graphs,
+    /// What listens to the calls, within a recording.
+    tape: Option<Tape>,
     /// What went wrong first. The ops themselves return nothing: see [`Backend::status`].
     failure: Option<(ErrorKind, String)>,
 }
@@ -72,6 +77,8 @@ impl Cuda {
             arena_bytes: 0,
             workspace: Region::EMPTY,
             gemm: GemmProvider::default(),
+            graphs: Graphs::default(),
+            tape: None,
             failure: None,
         }
     }
@@ -87,19 +94,44 @@ impl Cuda {
 
     /// Launches a kernel, unless something failed before.
     fn launch(&mut self, kernel: &'static str, launch: Launch, arguments: &[Arg]) {
-        if launch.grid.contains(&0) || self.failure.is_some() {
-            return;
+        if !launch.grid.contains(&0) {
+            self.ask(Call::Launch {
+                kernel,
+                launch,
+                arguments: arguments.to_vec(),
+            });
         }
-        let result = self.driver.launch(kernel, launch, arguments);
-        self.note(result);
     }
 
-    /// Keeps the first failure.
+    /// Asks the driver for something, unless something failed before; false when it does not do such
+    /// things.
+    fn ask(&mut self, call: Call) -> bool {
+        if self.failure.is_some() {
+            return true;
+        }
+        let call = match &mut self.tape {
+            Some(tape) => tape.intercept(call),
+            None => Some(call),
+        };
+        let Some(call) = call else { return true };
+        let result = call.perform(&mut *self.driver);
+        let done = *result.as_ref().unwrap_or(&true);
+        if let (Some(tape), true) = (&mut self.tape, done) {
+            tape.add(call);
+        }
+        self.note(result.map(|_| ()));
+        done
+    }
+
+    /// Keeps the first failure. Within a recording it only means that there is no graph.
     fn note(&mut self, result: Result<()>) {
-        if let Err(error) = result
-            && self.failure.is_none()
-        {
-            self.failure = Some((error.kind(), error.to_string()));
+        let Err(error) = result else { return };
+        match &mut self.tape {
+            Some(tape) => tape.failed = true,
+            None if self.failure.is_none() => {
+                self.failure = Some((error.kind(), error.to_string()));
+            }
+            None => {}
         }
     }
 
@@ -197,21 +229,35 @@ impl Backend for Cuda {
             (to.len, to.dtype),
             "regions of a copy"
         );
-        let (source, target) = (self.pointer(from), self.pointer(to));
         let bytes = from.len * from.dtype.size();
-        let result = self.driver.copy(source, target, bytes);
-        self.note(result);
+        let (from, to) = (self.pointer(from), self.pointer(to));
+        self.ask(Call::Copy { from, to, bytes });
     }
 
     fn fill(&mut self, to: Region, value: f32) {
-        let address = self.pointer(to);
-        let mut fill16 = |bits| self.driver.fill16(address, bits, to.len);
-        let result = match to.dtype {
-            DType::F32 => self.driver.fill32(address, value.to_bits(), to.len),
+        let (count, to, dtype) = (to.len, self.pointer(to), to.dtype);
+        let fill16 = |bits| Call::Fill16 { to, bits, count };
+        self.ask(match dtype {
+            DType::F32 => Call::Fill32 {
+                to,
+                bits: value.to_bits(),
+                count,
+            },
             DType::BF16 => fill16(bf16::from_f32(value).to_bits()),
             DType::F16 => fill16(f16::from_f32(value).to_bits()),
-        };
-        self.note(result);
+        });
+    }
+
+    /// Tokens by at most a 16th, and at most to the next multiple of a small tile of the matrix products,
+    /// which compute whole tiles anyway. Attention launches blocks by both sizes.
+    fn filled_sizes(tokens: usize, sequences: usize) -> (usize, usize) {
+        let step = (tokens / 16).clamp(1, 64);
+        let tokens = tokens.next_multiple_of(1 << step.ilog2());
+        (tokens, (sequences + 1).next_power_of_two().min(tokens))
+    }
+
+    fn recorded(&mut self, key: Recording, work: impl Fn(&mut Self)) {
+        self.record_or_replay(key, work);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Launches of `kernels/rows.cu`.
 
 use super::geometry::{THREADS, WARP, is_grouped, warps};
-use super::{Arg, Cuda, Launch};
+use super::{Arg, Call, Cuda, Launch};
 use crate::ops::{Embedding, Indices, Region, Rows};
 
 /// Groups of columns that a lane moves.
@@ -24,8 +24,11 @@ impl Rows for Cuda {
             "the workspace is too small to place {tokens} rows"
         );
         let places = self.pointer(self.workspace.first(tokens));
-        let result = self.driver.fill32(places, u32::MAX, tokens);
-        self.note(result);
+        self.ask(Call::Fill32 {
+            to: places,
+            bits: u32::MAX,
+            count: tokens,
+        });
         let places = Arg::Address(places);
         let arguments = [self.index_address(rows), places, Arg::U64(rows.len as u64)];
         let launch = Launch::blocks(rows.len.div_ceil(THREADS), THREADS as u32);

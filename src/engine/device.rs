@@ -9,7 +9,7 @@ use crate::config::{Config, Device};
 use crate::cuda::{self, Cuda, GemmProvider};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::memory::Workload;
+use crate::memory::{MemoryPlan, NetworkLayout, Workload};
 use crate::model::{ModelSpec, ParamTable};
 use crate::ops::{Backend, Cpu};
 use crate::train::Network;
@@ -23,6 +23,8 @@ pub(super) struct Needs {
     pub workspace: usize,
     /// Widest attention head of its ops.
     max_head_dim: usize,
+    /// Whether micro-batches are filled up to sizes that occur again.
+    fills: bool,
 }
 
 impl Needs {
@@ -31,6 +33,7 @@ impl Needs {
             precision: config.precision(false),
             workspace: Cpu::WORKSPACE_BYTES,
             max_head_dim: usize::MAX,
+            fills: false,
         }
     }
 
@@ -40,7 +43,22 @@ impl Needs {
             precision: config.precision(true),
             workspace: Cuda::WORKSPACE_BYTES,
             max_head_dim: cuda::MAX_HEAD_DIM,
+            fills: true,
         }
+    }
+
+    /// The memory plan of a network for this device.
+    pub fn plan(&self, spec: &ModelSpec, work: &Workload) -> MemoryPlan {
+        let filled = match self.fills {
+            #[cfg(feature = "cuda")]
+            true => Cuda::filled_sizes(work.tokens, 1).0,
+            _ => work.tokens,
+        };
+        let work = Workload {
+            tokens: filled,
+            ..*work
+        };
+        NetworkLayout::new(spec, &ParamTable::new(spec), &work).plan
     }
 
     /// Whether the device's ops take a model's shape.

@@ -11,7 +11,7 @@ use crate::data::{
 };
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::io::WeightFiles;
-use crate::memory::{MemoryPlan, NetworkLayout, Purpose, Workload};
+use crate::memory::{MemoryPlan, Purpose, Workload};
 use crate::model::{ModelSpec, Overrides, ParamTable};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -70,8 +70,7 @@ pub fn plan_with(config: &Config, mut hooks: Hooks) -> Result<MemoryPlan> {
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
     let data = open_data(config, &spec, &mut hooks)?;
     let work = training_workload(config, &spec, &data, needs)?;
-    let table = ParamTable::new(&spec);
-    Ok(NetworkLayout::new(&spec, &table, &work).plan)
+    Ok(needs.plan(&spec, &work))
 }
 
 pub(super) fn model_folder(config: &Config) -> Result<&Path> {

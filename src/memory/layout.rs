@@ -141,10 +141,12 @@ pub struct NetworkLayout {
     pub head_inv_rms: Region,
     /// `(head_rows, V)` C
     pub logits: Region,
-    /// `(stats, 3)`
-    pub stats: Region,
-    /// `(3)`
+    /// What an update brings to the host in one copy: `clip`, then `stats`.
+    pub results: Region,
+    /// `(3)`, the first of `results`.
     pub clip: Region,
+    /// `(stats, 3)`, the rest of `results`, from [`NetworkLayout::FIRST_STAT`] on.
+    pub stats: Region,
     /// Gradient of head_normed, `(S, H)` C.
     pub dhead_normed: Region,
     /// Gradient of head_x, `(S, H)`.
@@ -168,6 +170,9 @@ pub struct NetworkLayout {
 }
 
 impl NetworkLayout {
+    /// Where the statistics begin among the results: behind the clip factor, at 16 bytes.
+    pub const FIRST_STAT: usize = ClipStats::WIDTH.next_multiple_of(4);
+
     /// Plans a network. Pure: touches no device.
     pub fn new(spec: &ModelSpec, table: &ParamTable, work: &Workload) -> Self {
         let training = matches!(work.purpose, Purpose::Train { .. });
@@ -205,13 +210,8 @@ impl NetworkLayout {
         let seq_starts = p.i32("batch.seq_starts", tokens + 1, always.clone());
         let rows = p.i32("batch.rows", tokens, always.clone());
         let targets = p.i32("batch.targets", tokens, always.clone());
-        let stats = p.f32(
-            "stats",
-            Batch,
-            work.stats * TokenStats::WIDTH,
-            always.clone(),
-        );
-        let clip = p.f32("clip", Batch, ClipStats::WIDTH, always.clone());
+        let results = Self::FIRST_STAT + work.stats * TokenStats::WIDTH;
+        let results = p.f32("results", Batch, results, always.clone());
 
         let (h, f) = (spec.hidden_size, spec.intermediate_size);
         let (q, qkv) = (spec.q_size(), spec.qkv_size());
@@ -331,8 +331,9 @@ impl NetworkLayout {
             head_normed: at(head_normed),
             head_inv_rms: at(head_inv_rms),
             logits: at(logits),
-            stats: at(stats),
-            clip: at(clip),
+            results: at(results),
+            clip: at(results).first(ClipStats::WIDTH),
+            stats: at(results).slice(Self::FIRST_STAT, at(results).len - Self::FIRST_STAT),
             dhead_normed: at(dhead_normed),
             dhead_x: at(dhead_x),
             dx: at(dx),

@@ -95,6 +95,37 @@ pub trait Backend:
 
     /// Sets every number of a region.
     fn fill(&mut self, to: Region, value: f32);
+
+    /// The tokens and sequences to which a micro-batch is filled up for training and evaluation, so that
+    /// few sizes occur ([`Backend::recorded`]). More tokens are never filled up to fewer, and sizes that
+    /// come out are not filled up further. By default none are.
+    fn filled_sizes(tokens: usize, sequences: usize) -> (usize, usize)
+    where
+        Self: Sized,
+    {
+        (tokens, sequences)
+    }
+
+    /// Does what `work` asks of the backend. For an equal key `work` asks for the same operations, of
+    /// the same regions and numbers, so that a device may record them once and do them again; the
+    /// numbers in the regions may differ. It copies nothing from or to the host.
+    fn recorded(&mut self, key: Recording, work: impl Fn(&mut Self))
+    where
+        Self: Sized,
+    {
+        let _ = key;
+        work(self);
+    }
+}
+
+/// The name of a sequence of operations: all that its regions and numbers depend on, for the network
+/// that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recording {
+    /// Which sequence.
+    pub part: &'static str,
+    /// The sizes that differ from one micro-batch to another.
+    pub sizes: [usize; 2],
 }
 
 /// A tensor's place in the arena of a backend: plain data, made by the memory plan.

@@ -11,14 +11,28 @@
 
 use crate::memory::{LayerRegions, NetworkLayout};
 use crate::model::{LayerSlots, ModelSpec, ParamTable, Slot};
-use crate::ops::{AttentionShape, Backend, Indices, LinearShape, QkNormShape, Region, RopeShape};
+use crate::ops::{
+    AttentionShape, Backend, Indices, LinearShape, QkNormShape, Recording, Region, RopeShape,
+};
 
 /// How many tokens and supervised positions the uploaded micro-batch has.
 #[derive(Clone, Copy)]
 pub(super) struct Uploaded {
+    /// Those that fill it up included.
     pub tokens: usize,
+    /// The same; some may be empty.
     pub sequences: usize,
     pub supervised: usize,
+}
+
+impl Uploaded {
+    /// The name of what a part of the network launches: everything but these two is the network's.
+    pub fn recording(self, part: &'static str) -> Recording {
+        Recording {
+            part,
+            sizes: [self.tokens, self.sequences],
+        }
+    }
 }
 
 /// A block of the network with the micro-batch that it works on.

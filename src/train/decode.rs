@@ -2,7 +2,7 @@
 //! forward of one row for each new token.
 
 use super::block::Uploaded;
-use super::network::Network;
+use super::network::{Fill, Network};
 use crate::data::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Purpose;
@@ -19,7 +19,7 @@ impl<B: Backend> Network<B> {
         }
         let mut batch = Batch::default();
         batch.push(prompt, prompt);
-        let up = self.upload(&batch)?;
+        let up = self.upload(&batch, Fill::Nothing)?;
         self.run_blocks(up, |block, backend, out| block.prefill(backend, out));
         self.last_logits(up)
     }
@@ -45,7 +45,7 @@ impl<B: Backend> Network<B> {
             labels: vec![token],
             seq_starts: vec![0],
         };
-        let up = self.upload(&batch)?;
+        let up = self.upload(&batch, Fill::Nothing)?;
         self.backend
             .upload_indices(self.layout.positions.first(1), &[position as i32]);
         self.run_blocks(up, |block, backend, out| {

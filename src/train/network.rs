@@ -51,11 +51,12 @@ pub struct Network<B> {
 /// Index arrays of a micro-batch, kept to be filled again.
 #[derive(Default)]
 struct HostBatch {
+    ids: Vec<i32>,
     positions: Vec<i32>,
     seq_starts: Vec<i32>,
     rows: Vec<i32>,
     targets: Vec<i32>,
-    stats: Vec<f32>,
+    results: Vec<f32>,
 }
 
 impl<B: Backend> Network<B> {
@@ -64,7 +65,11 @@ impl<B: Backend> Network<B> {
     /// # Errors
     /// `OutOfMemory` with the plan's need when the device cannot give it.
     pub fn new(mut backend: B, spec: ModelSpec, table: ParamTable, work: Workload) -> Result<Self> {
-        let layout = NetworkLayout::new(&spec, &table, &work);
+        let filled = Workload {
+            tokens: B::filled_sizes(work.tokens, 1).0,
+            ..work
+        };
+        let layout = NetworkLayout::new(&spec, &table, &filled);
         backend.allocate(layout.plan.total_bytes, layout.workspace)?;
         let positions = layout.rope_cos.len / (spec.head_dim / 2);
         let (cos, sin) = spec.rope.table(positions);
@@ -182,26 +187,21 @@ impl<B: Backend> Network<B> {
                 "the network was not planned for training",
             ));
         };
-        let up = self.upload(batch)?;
+        let up = self.upload(batch, Fill::ToRepeat)?;
         if up.supervised == 0 {
             return Ok(());
         }
-        self.forward_blocks(up);
+        self.recorded_forward(up);
         self.head_forward_backward(up, scale as f32);
-        for i in (0..self.spec.num_layers).rev() {
-            let block = Block::new(&self.spec, &self.table, &self.layout, i, up);
-            if recompute {
-                block.forward(&mut self.backend, None);
-            }
-            block.backward(&mut self.backend);
-        }
-        let h = self.spec.hidden_size;
-        let dtable = self.gradient(self.table.embed_tokens);
-        let (dx, ids) = (
-            self.layout.dx.first(up.tokens * h),
-            self.layout.ids.first(up.tokens),
-        );
-        self.backend.embedding_backward(dx, ids, dtable, h);
+        let pass = Pass {
+            spec: &self.spec,
+            table: &self.table,
+            layout: &self.layout,
+            up,
+        };
+        self.backend.recorded(up.recording("backward"), |backend| {
+            pass.backward(backend, recompute)
+        });
         Ok(())
     }
 
@@ -210,9 +210,9 @@ impl<B: Backend> Network<B> {
     /// # Errors
     /// As [`Network::forward_backward`].
     pub fn forward_loss(&mut self, batch: &Batch) -> Result<()> {
-        let up = self.upload(batch)?;
+        let up = self.upload(batch, Fill::ToRepeat)?;
         if up.supervised > 0 {
-            self.forward_blocks(up);
+            self.recorded_forward(up);
             self.head_forward(up);
         }
         Ok(())
@@ -224,13 +224,14 @@ impl<B: Backend> Network<B> {
     /// # Errors
     /// As [`Network::forward_backward`], and `Device`.
     pub fn logits(&mut self, batch: &Batch, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
-        let up = self.upload(batch)?;
-        self.forward_blocks(up);
+        let up = self.upload(batch, Fill::Nothing)?;
+        self.run_blocks(up, |block, backend, out| block.forward(backend, Some(out)));
         let all: Vec<i32> = (0..up.tokens as i32).collect();
         self.head_logits(up, &all, &mut each)
     }
 
-    /// The sums since the last call, after everything on the device is done.
+    /// The sums since the last call, after everything on the device is done. [`Network::update`] has
+    /// brought them to the host already, so that an update waits for the device once.
     ///
     /// # Errors
     /// `Device`, also for earlier work that failed.
@@ -240,42 +241,59 @@ impl<B: Backend> Network<B> {
         Ok(std::mem::take(&mut self.sums))
     }
 
-    /// Copies the pending statistics to the host and adds them up, in float64 and in order.
+    /// Copies the pending statistics to the host and adds them up.
     pub(super) fn flush_stats(&mut self) {
-        let len = self.pending_stats * TokenStats::WIDTH;
-        if len == 0 {
-            return;
+        if self.pending_stats > 0 {
+            self.download_results(NetworkLayout::FIRST_STAT);
         }
-        self.host.stats.resize(len, 0.0);
-        self.backend
-            .download(self.layout.stats.first(len), &mut self.host.stats);
-        for row in self.host.stats.chunks_exact(TokenStats::WIDTH) {
+    }
+
+    /// Copies what an update leaves, from element `first` of the layout's `results` to the last of the
+    /// pending statistics, to the host in one piece. The statistics are added up, in float64 and in
+    /// order; what stands before them is returned.
+    pub(super) fn download_results(&mut self, first: usize) -> &[f32] {
+        let before = NetworkLayout::FIRST_STAT - first;
+        let len = before + self.pending_stats * TokenStats::WIDTH;
+        self.host.results.resize(len, 0.0);
+        self.backend.download(
+            self.layout.results.slice(first, len),
+            &mut self.host.results,
+        );
+        let (before, stats) = self.host.results.split_at(before);
+        for row in stats.chunks_exact(TokenStats::WIDTH) {
             self.sums.loss += f64::from(row[0]);
             self.sums.entropy += f64::from(row[1]);
             self.sums.correct += u64::from(row[2] != 0.0);
         }
         self.sums.supervised += self.pending_stats as u64;
         self.pending_stats = 0;
+        before
     }
 
     /// Embedding and all blocks: leaves the last block's output in `x_final`.
-    pub(super) fn forward_blocks(&mut self, up: Uploaded) {
-        self.run_blocks(up, |block, backend, out| block.forward(backend, Some(out)));
+    fn recorded_forward(&mut self, up: Uploaded) {
+        let pass = Pass {
+            spec: &self.spec,
+            table: &self.table,
+            layout: &self.layout,
+            up,
+        };
+        self.backend.recorded(up.recording("forward"), |backend| {
+            pass.forward(backend, |block, backend, out| {
+                block.forward(backend, Some(out))
+            });
+        });
     }
 
     /// Embedding, then `run(block, backend, output)` for each block in order.
     pub(super) fn run_blocks(&mut self, up: Uploaded, run: impl Fn(&Block, &mut B, Region)) {
-        let h = self.spec.hidden_size;
-        let table = self.weight(self.table.embed_tokens);
-        let l = &self.layout;
-        let input = |i: usize| l.layers.get(i).map_or(l.x_final, |layer| layer.x);
-        let first = input(0).first(up.tokens * h);
-        self.backend
-            .embedding_forward(table, l.ids.first(up.tokens), first, h);
-        for i in 0..self.spec.num_layers {
-            let block = Block::new(&self.spec, &self.table, l, i, up);
-            run(&block, &mut self.backend, input(i + 1).first(up.tokens * h));
-        }
+        let pass = Pass {
+            spec: &self.spec,
+            table: &self.table,
+            layout: &self.layout,
+            up,
+        };
+        pass.forward(&mut self.backend, run);
     }
 
     /// Whether a micro-batch is well formed and fits in the plan.
@@ -298,10 +316,13 @@ impl<B: Backend> Network<B> {
         Ok(())
     }
 
-    /// Checks a micro-batch and copies its indices to the device.
-    pub(super) fn upload(&mut self, batch: &Batch) -> Result<Uploaded> {
+    /// Checks a micro-batch and copies its indices to the device. What fills it up stands behind it as
+    /// sequences of their own, one of token 0 and empty ones: nothing attends to it, and no gradient
+    /// comes from it.
+    pub(super) fn upload(&mut self, batch: &Batch, fill: Fill) -> Result<Uploaded> {
         self.check_batch(batch)?;
         let host = &mut self.host;
+        host.ids.clear();
         host.positions.clear();
         host.seq_starts.clear();
         host.rows.clear();
@@ -316,15 +337,24 @@ impl<B: Backend> Network<B> {
                 }
             }
         }
-        host.seq_starts.push(batch.tokens.len() as i32);
+        let real = (batch.tokens.len(), host.seq_starts.len());
+        let (tokens, sequences) = match fill {
+            Fill::Nothing => real,
+            Fill::ToRepeat => B::filled_sizes(real.0, real.1),
+        };
+        host.ids.extend_from_slice(&batch.tokens);
+        host.ids.resize(tokens, 0);
+        host.positions.resize(tokens, 0);
+        host.seq_starts.push(real.0 as i32);
+        host.seq_starts.resize(sequences + 1, tokens as i32);
         let layout = &self.layout;
         let up = Uploaded {
-            tokens: batch.tokens.len(),
-            sequences: host.seq_starts.len() - 1,
+            tokens,
+            sequences,
             supervised: host.rows.len(),
         };
         self.backend
-            .upload_indices(layout.ids.first(up.tokens), &batch.tokens);
+            .upload_indices(layout.ids.first(up.tokens), &host.ids);
         self.backend
             .upload_indices(layout.positions.first(up.tokens), &host.positions);
         self.backend
@@ -342,6 +372,56 @@ impl<B: Backend> Network<B> {
 
     pub(super) fn gradient(&self, slot: Slot) -> Region {
         self.layout.gradient(slot)
+    }
+}
+
+/// Whether a micro-batch is filled up to sizes that occur again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    Nothing,
+    ToRepeat,
+}
+
+/// All that the blocks of a micro-batch are launched from, the backend apart.
+struct Pass<'a> {
+    spec: &'a ModelSpec,
+    table: &'a ParamTable,
+    layout: &'a NetworkLayout,
+    up: Uploaded,
+}
+
+impl Pass<'_> {
+    fn block(&self, index: usize) -> Block<'_> {
+        Block::new(self.spec, self.table, self.layout, index, self.up)
+    }
+
+    /// Embedding, then `run(block, backend, output)` for each block in order.
+    fn forward<B: Backend>(&self, backend: &mut B, run: impl Fn(&Block, &mut B, Region)) {
+        let (h, l, tokens) = (self.spec.hidden_size, self.layout, self.up.tokens);
+        let input = |i: usize| {
+            let x = l.layers.get(i).map_or(l.x_final, |layer| layer.x);
+            x.first(tokens * h)
+        };
+        let table = l.weight(self.table.embed_tokens);
+        backend.embedding_forward(table, l.ids.first(tokens), input(0), h);
+        for i in 0..self.spec.num_layers {
+            run(&self.block(i), backend, input(i + 1));
+        }
+    }
+
+    /// The blocks from the last to the first, then the embedding.
+    fn backward<B: Backend>(&self, backend: &mut B, recompute: bool) {
+        for i in (0..self.spec.num_layers).rev() {
+            let block = self.block(i);
+            if recompute {
+                block.forward(backend, None);
+            }
+            block.backward(backend);
+        }
+        let (h, l, tokens) = (self.spec.hidden_size, self.layout, self.up.tokens);
+        let dtable = l.gradient(self.table.embed_tokens);
+        let (dx, ids) = (l.dx.first(tokens * h), l.ids.first(tokens));
+        backend.embedding_backward(dx, ids, dtable, h);
     }
 }
 

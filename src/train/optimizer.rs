@@ -94,10 +94,9 @@ impl<B: Backend> Network<B> {
             self.backend
                 .adamw(step, l.clip, weights, gradients, m, v, operands);
         }
-        let mut clip = [0.0; ClipStats::WIDTH];
-        self.backend.download(l.clip, &mut clip);
+        let results = self.download_results(0);
+        let clip = ClipStats::from_slice(&[results[0], results[1], results[2]]);
         self.backend.status()?;
-        let clip = ClipStats::from_slice(&clip);
         if clip.finite != 0.0 {
             self.updates += 1;
         }

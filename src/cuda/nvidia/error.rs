@@ -86,6 +86,25 @@ fn advice(code: CUresult) -> Option<&'static str> {
     })
 }
 
+/// Whether a code says that there can be no graph, which leaves everything else as it was.
+pub(super) fn is_of_a_capture(code: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        code,
+        CUDA_ERROR_NOT_SUPPORTED
+            | CUDA_ERROR_OUT_OF_MEMORY
+            | CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | CUDA_ERROR_STREAM_CAPTURE_MERGE
+            | CUDA_ERROR_STREAM_CAPTURE_UNMATCHED
+            | CUDA_ERROR_STREAM_CAPTURE_UNJOINED
+            | CUDA_ERROR_STREAM_CAPTURE_ISOLATION
+            | CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+            | CUDA_ERROR_CAPTURED_EVENT
+            | CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD
+    )
+}
+
 /// Whether a kernel that ran earlier may have caused what a call reports.
 pub(super) fn is_of_a_kernel(code: CUresult) -> bool {
     use CUresult::*;

@@ -61,6 +61,7 @@ pub(super) struct NvidiaDriver {
     fetched: [CUevent; SLOTS],
 
     capturing: bool,
+    /// By number; null where one was forgotten.
     graphs: Vec<CUgraphExec>,
 
     last_kernel: Option<&'static str>,
@@ -148,7 +149,8 @@ impl NvidiaDriver {
     }
 
     /// Does something with the context current, unless something failed before. A failure stays,
-    /// except that of an allocation, after which everything is as before.
+    /// except that of an allocation, after which everything is as before, and one inside a capture,
+    /// which costs the graph; what a kernel did earlier is told again by the next call.
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if let Some((kind, message)) = &self.failure {
             return Err(Error::new(*kind, message.clone()));
@@ -156,6 +158,7 @@ impl NvidiaDriver {
         let result = Current::enter(self.context).and_then(|_current| work(self));
         if let Err(error) = &result
             && error.kind() != ErrorKind::OutOfMemory
+            && !self.capturing
         {
             self.failure = Some((error.kind(), error.to_string()));
         }
@@ -372,6 +375,13 @@ impl Driver for NvidiaDriver {
     fn replay(&mut self, graph: Graph) -> Result<()> {
         self.guarded(|driver| driver.replay_graph(graph))
     }
+
+    fn forget(&mut self, graph: Graph) {
+        // Also after a failure, as in `free`.
+        if let Ok(_current) = Current::enter(self.context) {
+            self.destroy_graph(graph);
+        }
+    }
 }
 
 impl Drop for NvidiaDriver {
@@ -386,7 +396,7 @@ impl Drop for NvidiaDriver {
                         let _ = sys::cuStreamSynchronize(stream);
                     }
                 }
-                for graph in self.graphs.drain(..) {
+                for graph in self.graphs.drain(..).filter(|graph| !graph.is_null()) {
                     let _ = sys::cuGraphExecDestroy(graph);
                 }
                 self.cublaslt = None;
