@@ -16,6 +16,9 @@ mod device;
 #[cfg(feature = "cuda")]
 #[path = "network/failing_device.rs"]
 mod failing_device;
+#[cfg(feature = "emulate")]
+#[path = "network/graphs.rs"]
+mod graphs;
 use device::{Device, on_every_backend};
 
 /// The folder beside this file; `SFT_FIXTURES` where the test runs away from its repository.

@@ -10,8 +10,8 @@ use super::driver::{Call, Graph};
 use crate::error::{Error, ErrorKind};
 use crate::ops::Recording;
 
-/// Keys that are remembered, with a graph from the second sight on.
-const LIMIT: usize = 32;
+/// Keys that are remembered, with a graph from the second sight on: 32 sizes, forward and backward.
+const LIMIT: usize = 64;
 
 /// Whether each replay is compared with what would be launched instead. The keys rest on what the
 /// launches are computed from; this finds a number that a key lacks.
