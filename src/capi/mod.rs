@@ -7,7 +7,7 @@
 //!   error and not a crash.
 //! - `guard`: one call at a time in a handle, panics caught, the error text kept.
 //! - `arguments`: strings, out-structs and batches across the border.
-//! - `status`, `version`, `string`, `canceller`, `config`, `plan`, `report`, `session`: the functions
+//! - `status`, `version`, `string`, `canceller`, `config`, `plan`, `report`, `session`, `evaluation`: the functions
 //!   and structs by subject, in the order of the header.
 
 // The names are C's; the contract of every function stands in its doc comment, for C callers.
@@ -17,6 +17,7 @@ mod arguments;
 mod callback;
 mod canceller;
 mod config;
+mod evaluation;
 mod guard;
 mod handle;
 mod plan;
@@ -29,6 +30,7 @@ mod version;
 pub use callback::*;
 pub use canceller::*;
 pub use config::*;
+pub use evaluation::*;
 pub use plan::*;
 pub use report::*;
 pub use session::*;

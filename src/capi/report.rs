@@ -3,7 +3,7 @@
 use super::arguments::GrowingStruct;
 use super::status::stop_code;
 use crate::memory::{MemoryPlan, SegmentKind};
-use crate::report::{EvalReport, MIN_LOSS_SCALE, Snapshot, StepReport};
+use crate::report::{EvalReport, EvalSetReport, MIN_LOSS_SCALE, Snapshot, StepReport};
 use std::ffi::{CStr, c_char};
 
 /// Sequences of tokens laid end to end, as the host feeds them. All pointers are borrowed for the
@@ -254,6 +254,21 @@ impl sft_eval_report {
             supervised_tokens: report.supervised_tokens,
             tokens: report.tokens,
             seconds: report.seconds,
+        }
+    }
+
+    /// The part of one named set.
+    pub(super) fn of_set(set: &EvalSetReport, step: u64, stop_reason: i32) -> Self {
+        Self {
+            struct_size: size::<Self>(),
+            stop_reason,
+            step,
+            loss: set.loss,
+            token_accuracy: set.token_accuracy,
+            entropy: set.entropy,
+            supervised_tokens: set.supervised_tokens,
+            tokens: set.tokens,
+            seconds: set.seconds,
         }
     }
 }

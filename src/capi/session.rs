@@ -39,7 +39,7 @@ pub const SFT_EXPORT_ADAPTER: i32 = 2;
 pub const SFT_EXPORT_MERGED: i32 = 3;
 
 /// Runs `body` inside a session handle, then notes the verdict for those that only look.
-fn with_session(
+pub(super) fn with_session(
     session: *const sft_session,
     body: impl FnOnce(&mut Session) -> Result<sft_status>,
 ) -> sft_status {

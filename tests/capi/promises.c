@@ -187,6 +187,30 @@ static void an_ended_run_stays_ended(void) {
     sft_config_free(config);
 }
 
+static void every_evaluation_set_has_its_own_numbers(void) {
+    sft_config *config = configured("{\"max_steps\": 1, \"eval_strategy\": \"no\"}");
+    char sets[4096];
+    snprintf(sets, sizeof sets, "{\"eval_dataset_name\": {\"one\": \"%s\", \"two\": \"%s\"}}", arguments[2],
+             arguments[2]);
+    IS(SFT_OK, sft_config_merge_json(config, sets, strlen(sets)));
+    sft_session *session = started(config);
+    sft_eval_report all = {.struct_size = sizeof all}, one = all, two = all, last = all;
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_eval_set(session, NULL, &last));
+    EXPECT(strstr(sft_last_error(session), "not evaluated"));
+    IS(SFT_OK, sft_evaluate(session, &all));
+    IS(SFT_OK, sft_eval_set(session, "one", &one));
+    IS(SFT_OK, sft_eval_set(session, "two", &two));
+    IS(SFT_OK, sft_eval_set(session, NULL, &last));
+    EXPECT(one.loss == two.loss && one.step == 0 && one.tokens > 0);
+    EXPECT(one.supervised_tokens + two.supervised_tokens == all.supervised_tokens);
+    EXPECT(fabs(all.loss - one.loss) < 1e-12 && last.loss == all.loss);
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_eval_set(session, "three", &one));
+    EXPECT(strstr(sft_last_error(session), "one, two"));
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_eval_set(session, "one", NULL));
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
 static void batches_are_checked(void) {
     sft_config *config = configured("{\"max_steps\": 100, \"dataset_name\": null}");
     sft_session *session = started(config);
@@ -597,6 +621,7 @@ int main(int argc, char **argv) {
     the_plan_adds_up();
     structs_of_another_size_are_met();
     an_ended_run_stays_ended();
+    every_evaluation_set_has_its_own_numbers();
     batches_are_checked();
     the_metric_of_the_host_ends_the_run();
     export_refuses_what_it_cannot_do();

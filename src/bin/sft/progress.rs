@@ -107,13 +107,20 @@ impl Progress {
     }
 }
 
-/// Loss, accuracy and size of an evaluation.
+/// Loss, accuracy and size of an evaluation, and the loss on each set that has a name.
 pub fn describe_eval(eval: &EvalReport) -> String {
+    let all = describe_numbers(eval.loss, eval.token_accuracy, eval.supervised_tokens);
+    let sets = eval.sets.iter();
+    sets.fold(all, |line, set| {
+        format!("{line} · {} {:.4}", set.name, set.loss)
+    })
+}
+
+/// As [`describe_eval`], without the sets.
+pub fn describe_numbers(loss: f64, token_accuracy: f64, supervised_tokens: u64) -> String {
     format!(
-        "loss {:.4} · accuracy {:.1} % · {} supervised tokens",
-        eval.loss,
-        100.0 * eval.token_accuracy,
-        eval.supervised_tokens
+        "loss {loss:.4} · accuracy {:.1} % · {supervised_tokens} supervised tokens",
+        100.0 * token_accuracy
     )
 }
 
