@@ -947,6 +947,16 @@ void sft_session_free(struct sft_session *session);
  */
 const char *sft_last_error(const struct sft_session *session);
 
+/**
+ * Writes the numbers of one set of the last evaluation to *out, whatever asked for it: a step, the
+ * start of the run or sft_evaluate. name is a name of eval_dataset_name where that names several
+ * sets, or NULL for all sets together.
+ *
+ * Errors: SFT_ERR_INVALID_ARGUMENT if the run has not evaluated yet, or no set of that evaluation
+ * has the name.
+ */
+sft_status sft_eval_set(struct sft_session *session, const char *name, struct sft_eval_report *out);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

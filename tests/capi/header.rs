@@ -29,6 +29,7 @@ fn generate() -> String {
         "report",
         "plan",
         "session",
+        "evaluation",
     ];
     let mut builder = cbindgen::Builder::new().with_config(config);
     for file in files {
