@@ -556,8 +556,13 @@ fn the_limit_counts_checkpoints_of_earlier_legs() {
     drop(session);
     let left = checkpoints(dir.path());
     assert!(left.ends_with(&[3]) && left.len() <= 3, "{left:?}");
-    let mut session = start(config);
+    let mut session = start(config.clone());
     advance(&mut session, u64::MAX);
+    assert_eq!(checkpoints(dir.path()), [5, 6]);
+    drop(session);
+    // A leg that was cut off before it deleted the oldest.
+    std::fs::create_dir(dir.path().join("out/checkpoint-1")).unwrap();
+    drop(start(config));
     assert_eq!(checkpoints(dir.path()), [5, 6]);
 }
 

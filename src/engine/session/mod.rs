@@ -164,6 +164,14 @@ impl Session {
         let is_last = earlier
             .as_ref()
             .is_some_and(|earlier| earlier.is_at(&of_last));
+        if is_last {
+            // The leg before may have been cut off before it deleted what was too many.
+            let best = stop.best().and_then(|best| best.step);
+            let noted = files.wrote(standing.step, config.save_total_limit, best, None);
+            if let Err(error) = noted {
+                hooks.warning(format!("an old checkpoint stays: {error}"));
+            }
+        }
         let resumed = earlier.is_some().then_some(standing.step);
         Ok(Self {
             optimizer: AdamWOptions {
