@@ -1,6 +1,8 @@
 //! The configuration's doors: files, JSON, setters; and what they refuse.
 
-use sft::config::{Config, Device, EvalStrategy, PackingStrategy, SaveStrategy, keys, peer_keys};
+use sft::config::{
+    Config, Device, EvalStrategy, PackingStrategy, ReportTo, SaveStrategy, keys, peer_keys,
+};
 use sft::{Error, ErrorKind};
 
 fn config(yaml: &str) -> Result<Config, Error> {
@@ -139,6 +141,28 @@ fn every_trl_default_changes_nothing() {
 }
 
 #[test]
+fn trackers_are_named_in_every_way_that_the_peer_knows() {
+    for (value, expected) in [
+        ("null", ReportTo::None),
+        ("[]", ReportTo::None),
+        ("\"none\"", ReportTo::None),
+        ("[\"none\"]", ReportTo::None),
+        ("\"tensorboard\"", ReportTo::TensorBoard),
+        ("[\"tensorboard\"]", ReportTo::TensorBoard),
+        ("\"all\"", ReportTo::TensorBoard),
+        ("[\"all\"]", ReportTo::TensorBoard),
+    ] {
+        let mut config = Config::default();
+        let json = format!("{{\"report_to\": {value}}}");
+        config.merge_json(&json).unwrap();
+        assert_eq!(config.report_to, expected, "{value}");
+    }
+    let mut config = Config::default();
+    config.set("report_to", "[tensorboard]").unwrap();
+    assert_eq!(config.report_to, ReportTo::TensorBoard);
+}
+
+#[test]
 fn a_trl_value_that_is_not_supported_is_refused_by_name() {
     for (key, value) in [
         ("load_in_4bit", "true"),
@@ -147,6 +171,7 @@ fn a_trl_value_that_is_not_supported_is_refused_by_name() {
         ("deepspeed", "\"zero3.json\""),
         ("push_to_hub", "true"),
         ("report_to", "\"wandb\""),
+        ("report_to", "[\"tensorboard\", \"wandb\"]"),
         ("neftune_noise_alpha", "5"),
         ("label_smoothing_factor", "0.1"),
         ("torch_compile", "true"),

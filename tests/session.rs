@@ -379,6 +379,41 @@ fn a_start_that_cannot_open_its_log_leaves_nothing_behind() {
 }
 
 #[test]
+fn tensorboard_gets_the_rows_of_the_log() {
+    let folder = folder();
+    let keys = json!({"report_to": "tensorboard", "eval_strategy": "steps", "eval_steps": 3});
+    let config = config(folder.path(), keys);
+    let runs = config.output_dir.join("runs");
+    run(&mut start(config));
+    let files: Vec<_> = std::fs::read_dir(&runs).unwrap().flatten().collect();
+    assert_eq!(files.len(), 1);
+    let bytes = std::fs::read(files[0].path()).unwrap();
+    let count = |tag: &str| {
+        bytes
+            .windows(tag.len())
+            .filter(|w| *w == tag.as_bytes())
+            .count()
+    };
+    assert_eq!((count("train/loss"), count("train/learning_rate")), (6, 6));
+    assert_eq!(count("eval/loss"), 2);
+    assert_eq!(count("stop"), 0);
+}
+
+#[test]
+fn a_start_that_cannot_write_its_events_leaves_nothing_behind() {
+    let folder = folder();
+    // Where the folder of the events should be stands a file.
+    let runs = folder.path().join("runs");
+    std::fs::write(&runs, "").unwrap();
+    let keys = json!({"report_to": "tensorboard", "logging_dir": runs.display().to_string()});
+    let config = config(folder.path(), keys);
+    let out = config.output_dir.clone();
+    let error = Session::start(config, Hooks::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(!out.exists());
+}
+
+#[test]
 fn a_host_feeds_batches_and_its_own_metric() {
     let dir = folder();
     let rules = json!([{"rule": "plateau", "metric": "my_score", "greater_is_better": true,

@@ -10,7 +10,7 @@ use crate::stop::StopConfig;
 
 use super::eval_datasets::EvalDatasets;
 use super::values::{
-    Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ResumeFrom,
+    Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ReportTo, ResumeFrom,
     SamplingStrategy, SaveStrategy,
 };
 
@@ -188,6 +188,10 @@ config! {
         resume_allow_changes: KeyNames = KeyNames::default();
         /// Updates between lines on the console; the log file holds every update.
         logging_steps: Amount = Amount(10.0);
+        /// none | tensorboard: where the rows of the log go besides train_log.jsonl.
+        report_to: ReportTo = ReportTo::None;
+        /// Folder of TensorBoard's event files; null: `runs` in the output folder.
+        logging_dir: Option<PathBuf> = None;
         /// Plain lines instead of a progress bar, on a terminal too.
         disable_tqdm: bool = false;
     }

@@ -23,7 +23,7 @@ pub use fields::{Config, KeyInfo, keys};
 pub use peer::{PeerKey, peer_keys};
 pub(crate) use resume::{Changes, list_changes};
 pub use values::{
-    Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ResumeFrom,
+    Amount, Device, EvalStrategy, Gemm, KeyNames, LossType, PackingStrategy, ReportTo, ResumeFrom,
     SamplingStrategy, SaveStrategy, Setting,
 };
 

@@ -43,6 +43,8 @@ const EMPTY: &[&str] = &["{}", "[]", "\"\"", "false"];
 
 const EXACT: &str = "results do not depend on it here";
 const LOG: &str = "train_log.jsonl holds every update; trackers read it from there";
+const TRACKERS: &str = "choose none or tensorboard; other trackers read train_log.jsonl";
+const KNOWN_TRACKERS: [&str; 2] = ["none", "tensorboard"];
 const HUB: &str = "nothing is uploaded";
 const ONE_PROCESS: &str = "one process trains on one device";
 const LORA: &str = "only read with use_peft, which is not supported yet";
@@ -235,11 +237,9 @@ static PEER_KEYS: &[PeerKey] = &[
         EMPTY,
         "metrics are computed by the engine",
     ),
-    only("report_to", &["\"none\"", "[]", "[\"none\"]"], LOG),
     any("run_name", LOG),
     any("project", LOG),
     any("trackio_space_id", LOG),
-    any("logging_dir", LOG),
     only("logging_strategy", &["\"steps\""], LOG),
     any("logging_first_step", LOG),
     any(
@@ -339,6 +339,14 @@ pub(super) fn accept(key: &str, value: &Value) -> Result<()> {
 
 /// Values of our own keys that the peer has and we have not.
 pub(super) fn refuse_value(key: &str, value: &Value) -> Result<()> {
+    let trackers = value.as_array().into_iter().flatten();
+    let named = value
+        .as_str()
+        .into_iter()
+        .chain(trackers.filter_map(Value::as_str));
+    if key == "report_to" && named.clone().any(|name| !KNOWN_TRACKERS.contains(&name)) {
+        return Err(unsupported(key, value, TRACKERS));
+    }
     let why = match (key, value.as_str()) {
         ("loss_type", Some("dft")) => "the loss is nll",
         ("train_sampling_strategy", Some("batch_rebalance")) => {

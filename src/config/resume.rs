@@ -85,6 +85,8 @@ static EFFECTS: &[(&str, Effect)] = &[
     ("resume_from_checkpoint", Effect::Free),
     ("resume_allow_changes", Effect::Free),
     ("logging_steps", Effect::Free),
+    ("report_to", Effect::Free),
+    ("logging_dir", Effect::Free),
     ("disable_tqdm", Effect::Free),
     ("device", Effect::Free),
     ("gemm", Effect::Free),

@@ -183,6 +183,16 @@ impl<'de> Deserialize<'de> for KeyNames {
     }
 }
 
+/// Where the rows of the log go besides the log itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportTo {
+    /// Nowhere.
+    None,
+    /// Event files that TensorBoard shows.
+    TensorBoard,
+}
+
 /// How documents share a sequence of `max_length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -301,6 +311,14 @@ pub(super) fn peer_spelling(key: &str, value: Value) -> (String, Value) {
         ("eval_strategy" | "save_strategy", Value::Bool(false)) => (key.into(), "no".into()),
         // A key without a value: no rules.
         ("stop", Value::Null) => (key.into(), Value::Array(Vec::new())),
+        ("report_to", Value::Null) => (key.into(), "none".into()),
+        ("report_to", Value::Array(names)) => match &names[..] {
+            [] => (key.into(), "none".into()),
+            [only] => peer_spelling(key, only.clone()),
+            _ => (key.into(), value),
+        },
+        // Every tracker that is there.
+        ("report_to", Value::String(name)) if name == "all" => (key.into(), "tensorboard".into()),
         ("use_cpu", Value::Bool(true)) => ("device".into(), "cpu".into()),
         _ => (key.to_owned(), value),
     }

@@ -1,6 +1,7 @@
 //! `train_log.jsonl`: one JSON object a line for each update and evaluation, under TRL's key names,
 //! and a last one with the reason for the end. Numbers are the true ones: a NaN stands as `"nan"`.
 
+use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 use crate::number::Number;
 use crate::report::{EvalReport, Snapshot, StepReport};
@@ -24,6 +25,8 @@ pub(super) struct Journal {
     pending: Vec<u8>,
     /// The file may hold a part of `pending` beyond `length`.
     torn: bool,
+    /// Where the rows go as well, with `report_to: tensorboard`.
+    events: Option<EventFile>,
 }
 
 impl Journal {
@@ -69,7 +72,13 @@ impl Journal {
             length,
             pending: Vec::new(),
             torn: false,
+            events: None,
         }
+    }
+
+    /// Sends every row to `events` as well.
+    pub fn with_events(self, events: Option<EventFile>) -> Self {
+        Self { events, ..self }
     }
 
     pub fn update(&mut self, report: &StepReport, elapsed: Duration) -> Result<()> {
@@ -107,7 +116,12 @@ impl Journal {
     fn write(&mut self, row: Value) -> Result<()> {
         self.pending.extend_from_slice(row.to_string().as_bytes());
         self.pending.push(b'\n');
-        self.flush()
+        let logged = self.flush();
+        let shown = match &mut self.events {
+            Some(events) => events.row(&row),
+            None => Ok(()),
+        };
+        logged.and(shown)
     }
 
     /// The rows that are due, in one write, so that a crash leaves whole lines.

@@ -12,6 +12,7 @@ mod prepare;
 mod run_files;
 mod run_record;
 mod session;
+mod tensorboard;
 
 pub use evaluate::evaluate_model;
 pub use generate::{Generator, SamplingOptions};

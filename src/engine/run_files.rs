@@ -3,6 +3,8 @@
 use super::checkpoint;
 use super::journal::Journal;
 use super::run_record::RunRecord;
+use super::tensorboard::EventFile;
+use crate::config::{Config, ReportTo};
 use crate::error::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 
@@ -77,11 +79,27 @@ impl RunFiles {
         let begun = record
             .write(&self.folder)
             .and_then(|()| Journal::create(&self.folder).inspect_err(|_| self.remove_record()));
-        if begun.is_err() && self.made {
-            // Only goes if nothing else is in it.
+        begun.inspect_err(|_| self.take_back())
+    }
+
+    /// Begins TensorBoard's events, if `config` wants them, of a leg of the run whose rows come after
+    /// those of update `resumed`; without one, of the whole run, so that nothing of an overwritten one
+    /// is shown.
+    pub fn events(&self, config: &Config, resumed: Option<u64>) -> Result<Option<EventFile>> {
+        if config.report_to != ReportTo::TensorBoard {
+            return Ok(None);
+        }
+        let runs = self.folder.join("runs");
+        let folder = config.logging_dir.as_ref().unwrap_or(&runs);
+        let events = EventFile::create(folder, resumed.map_or(0, |step| step + 1));
+        events.map(Some).inspect_err(|_| self.take_back())
+    }
+
+    /// Takes the folder away again if it was made for this run and nothing is in it.
+    pub fn take_back(&self) {
+        if self.made {
             let _ = std::fs::remove_dir(&self.folder);
         }
-        begun
     }
 
     /// Goes on with the files of a run after update `step`: its log up to `log_bytes`, its record, and

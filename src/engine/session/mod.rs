@@ -159,7 +159,19 @@ impl Session {
         );
         let overwrite = config.overwrite_output_dir;
         let begun = earlier.as_ref();
-        let journal = resume::begin_files(begun, overwrite, &mut files, record, &mut hooks)?;
+        let resumed = begun.map(|_| standing.step);
+        let events = files.events(&config, resumed)?;
+        let journal = resume::begin_files(begun, overwrite, &mut files, record, &mut hooks);
+        let journal = match journal {
+            Ok(journal) => journal.with_events(events),
+            Err(error) => {
+                if let Some(events) = events {
+                    events.remove();
+                    files.take_back();
+                }
+                return Err(error);
+            }
+        };
         let of_last = files.checkpoint(standing.step);
         let is_last = earlier
             .as_ref()
@@ -172,7 +184,6 @@ impl Session {
                 hooks.warning(format!("an old checkpoint stays: {error}"));
             }
         }
-        let resumed = earlier.is_some().then_some(standing.step);
         Ok(Self {
             optimizer: AdamWOptions {
                 beta1: config.adam_beta1,
