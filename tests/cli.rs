@@ -328,6 +328,46 @@ fn small_run(folder: &Path, more: &str) {
 }
 
 #[test]
+fn every_evaluation_set_is_shown_by_train_and_eval() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(folder.path(), "max_steps: 2\n");
+    let row = "{\"prompt\": \"one two\", \"completion\": \" three\"}\n";
+    std::fs::write(folder.path().join("other.jsonl"), row).unwrap();
+    let sets = [
+        "--eval_dataset_name",
+        "{math: eval.jsonl, code: other.jsonl}",
+    ];
+    let with_sets = |args: &[&str]| sft(folder.path(), &[args, &sets].concat());
+    let args = ["train", "--config", "run.yaml", "--save_strategy", "steps"];
+    let text = stdout(&with_sets(&args));
+    let line = text.lines().find(|line| line.contains("eval after update"));
+    let line = line.unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        line.contains("· math ") && line.contains("· code "),
+        "{line}"
+    );
+
+    for model in ["out", "out/checkpoint-2"] {
+        let args = ["eval", model, "--config", "run.yaml"];
+        let text = stdout(&with_sets(&args));
+        let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0].starts_with("loss ") && lines[0].contains("perplexity"));
+        assert!(lines[1].starts_with("math  loss ") && lines[2].starts_with("code  loss "));
+        let text = stdout(&with_sets(&[
+            "eval", model, "--config", "run.yaml", "--json",
+        ]));
+        let eval: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&eval["sets"][0]["name"], &eval["sets"][1]["name"]),
+            (&json!("math"), &json!("code"))
+        );
+        let loss = eval["loss"].as_f64().unwrap();
+        assert!((eval["perplexity"].as_f64().unwrap() / loss.exp() - 1.0).abs() < 1e-9);
+    }
+}
+
+#[test]
 fn train_stops_at_its_target_and_leaves_model_log_and_curve() {
     let folder = tempfile::tempdir().unwrap();
     small_run(

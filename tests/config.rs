@@ -1,8 +1,10 @@
 //! The configuration's doors: files, JSON, setters; and what they refuse.
 
 use sft::config::{
-    Config, Device, EvalStrategy, PackingStrategy, ReportTo, SaveStrategy, keys, peer_keys,
+    Config, Device, EvalDatasets, EvalStrategy, PackingStrategy, ReportTo, SaveStrategy, keys,
+    peer_keys,
 };
+use sft::stop::StopConfig;
 use sft::{Error, ErrorKind};
 
 fn config(yaml: &str) -> Result<Config, Error> {
@@ -669,6 +671,179 @@ fn contradictions_are_refused_with_the_way_out() {
             .starts_with("model_name_or_path: missing"),
         "{missing}"
     );
+}
+
+#[test]
+fn evaluation_sets_come_from_every_door_with_their_names() {
+    let named = EvalDatasets::Named(vec![
+        ("math".into(), "a.jsonl".into()),
+        ("code".into(), "b.jsonl".into()),
+    ]);
+    let flow = "{math: a.jsonl, code: b.jsonl}";
+    let json = r#"{"eval_dataset_name": {"math": "a.jsonl", "code": "b.jsonl"}}"#;
+    let yaml = config("eval_dataset_name:\n  math: a.jsonl\n  code: b.jsonl\n").unwrap();
+    assert_eq!(yaml.eval_dataset_name, Some(named));
+    let mut doors = [(); 3].map(|()| Config::default());
+    doors[0].merge_json(json).unwrap();
+    doors[1].set("eval_dataset_name", flow).unwrap();
+    doors[2].set("eval_dataset_name.math", "a.jsonl").unwrap();
+    doors[2].set("eval_dataset_name.code", "b.jsonl").unwrap();
+    for door in &doors {
+        assert_eq!(*door, yaml);
+    }
+    // And out again.
+    let mut again = Config::default();
+    again.merge_json(&yaml.to_json()).unwrap();
+    assert_eq!(again, yaml);
+
+    let mut one = yaml;
+    one.set("eval_dataset_name", "folder/e.jsonl").unwrap();
+    assert_eq!(one.eval_dataset_name, Some("folder/e.jsonl".into()));
+    one.set("eval_dataset_name", "null").unwrap();
+    assert_eq!(one, Config::default());
+}
+
+#[test]
+fn evaluation_sets_that_cannot_be_told_apart_or_read_are_refused() {
+    for (sets, start) in [
+        ("{}", "eval_dataset_name: names no set"),
+        ("{my-set: a}", "eval_dataset_name.my-set: the name of a set"),
+        ("{2nd: a}", "eval_dataset_name.2nd: the name of a set"),
+        ("{'': a}", "eval_dataset_name.: the name of a set"),
+        ("{größe: a}", "eval_dataset_name.größe: the name of a set"),
+        ("{eval: a}", "eval_dataset_name.eval: "),
+        ("{eval_math: a}", "eval_dataset_name.eval_math: "),
+        (
+            "{math: a, Math: b}",
+            "eval_dataset_name.Math: clashes with the set math",
+        ),
+    ] {
+        let error = contradiction(&format!("eval_dataset_name: {sets}"));
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().starts_with(start), "{sets}: {error}");
+    }
+    for (sets, named) in [
+        ("{math: 3}", "eval_dataset_name.math: expected text"),
+        ("[a, b]", "eval_dataset_name: expected a path, or a mapping"),
+        ("7", "eval_dataset_name: expected a path, or a mapping"),
+        ("{math: a, math: b}", "duplicate mapping key: math"),
+    ] {
+        let error = config(&format!("eval_dataset_name: {sets}")).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(named), "{sets}: {text}");
+    }
+    let mut config = Config::default();
+    let twice = r#"{"eval_dataset_name": {"math": "a", "math": "b"}}"#;
+    let error = config.merge_json(twice).unwrap_err();
+    assert!(error.to_string().contains("`math` stands twice"), "{error}");
+    let error = config.set("eval_dataset_name", "{math: a").unwrap_err();
+    assert!(error.to_string().contains("a mapping of names"), "{error}");
+}
+
+#[test]
+fn a_metric_of_an_evaluation_set_is_checked_against_the_sets() {
+    let sets = "eval_dataset_name: {math: a.jsonl, code: b.jsonl}\n";
+    let evaluated = format!("{sets}eval_strategy: steps\n");
+    for (yaml, start) in [
+        (
+            "metric_for_best_model: eval_maht_loss",
+            "metric_for_best_model: `eval_maht_loss` is of no evaluation set; did you mean `math`?",
+        ),
+        (
+            "metric_for_best_model: eval_code_loss\ngreater_is_better: true",
+            "greater_is_better: true contradicts the metric eval_code_loss, which should fall",
+        ),
+        (
+            "metric_for_best_model: code_perplexity\ngreater_is_better: true",
+            "greater_is_better: true contradicts",
+        ),
+        (
+            "metric_for_best_model: eval_math_mean_token_accuracy\ngreater_is_better: false",
+            "greater_is_better: false contradicts",
+        ),
+        (
+            "early_stopping_patience: 1\nmetric_for_best_model: code_loss\ngreater_is_better: true",
+            "greater_is_better: true contradicts",
+        ),
+        (
+            "stop: [{rule: plateau, metric: eval_math_loss, patience: 1, greater_is_better: true}]",
+            "stop[0].greater_is_better: ",
+        ),
+        (
+            "stop: [{rule: target, metric: eval_math_loss, at_least: 1}]",
+            "stop[0].at_least: eval_math_loss is better the other way",
+        ),
+        (
+            "stop: [{rule: target, metric: eval_cod_loss, at_most: 1}]",
+            "stop[0].metric: `eval_cod_loss` is of no evaluation set; did you mean `code`?",
+        ),
+    ] {
+        let text = contradiction(&format!("{evaluated}{yaml}")).to_string();
+        assert!(text.starts_with(start), "{yaml}: {text}");
+    }
+    // Numbers of a set wait for evaluations.
+    for (yaml, start) in [
+        (
+            "metric_for_best_model: code_loss",
+            "metric_for_best_model: needs evaluations",
+        ),
+        (
+            "metric_for_best_model: perplexity",
+            "metric_for_best_model: needs evaluations",
+        ),
+        (
+            "stop: [{rule: target, metric: eval_math_loss, at_most: 1}]",
+            "stop[0]: needs evaluations",
+        ),
+    ] {
+        let text = contradiction(&format!("{sets}{yaml}")).to_string();
+        assert!(text.starts_with(start), "{yaml}: {text}");
+    }
+    // What a host means by a name of its own is for the host to say.
+    for yaml in [
+        "metric_for_best_model: eval_code_loss\ngreater_is_better: false",
+        "metric_for_best_model: eval_math_perplexity",
+        "metric_for_best_model: neg_log_loss\ngreater_is_better: true",
+        "metric_for_best_model: error_rate\ngreater_is_better: false",
+        "stop: [{rule: plateau, metric: code_loss, patience: 2}]",
+    ] {
+        let base = "model_name_or_path: m\ndataset_name: d.jsonl\n";
+        let config = config(&format!("{base}{evaluated}{yaml}")).unwrap();
+        config.validate().unwrap();
+    }
+}
+
+#[test]
+fn a_direction_that_contradicts_the_metric_is_an_error_at_every_door() {
+    for (metric, said) in [
+        ("loss", true),
+        ("eval_loss", true),
+        ("train_loss", true),
+        ("perplexity", true),
+        ("eval_perplexity", true),
+        ("grad_norm", true),
+        ("mean_token_accuracy", false),
+        ("eval_token_accuracy", false),
+    ] {
+        let keys = format!("metric_for_best_model: {metric}\ngreater_is_better: {said}\n");
+        let text = contradiction(&format!("val_size: 0.1\neval_strategy: epoch\n{keys}"));
+        let text = text.to_string();
+        assert!(
+            text.starts_with("greater_is_better: ") && text.contains("contradicts"),
+            "{metric}: {text}"
+        );
+        // A file of rules has the same keys.
+        let keys = format!("early_stopping_patience: 1\n{keys}");
+        let text = StopConfig::from_text(&keys).unwrap_err().to_string();
+        assert!(text.starts_with("greater_is_better: "), "{metric}: {text}");
+        if metric != "loss" {
+            let rule = format!(
+                "[{{rule: plateau, metric: {metric}, patience: 1, greater_is_better: {said}}}]"
+            );
+            let text = StopConfig::from_text(&rule).unwrap_err().to_string();
+            assert!(text.starts_with("stop[0].greater_is_better: "), "{text}");
+        }
+    }
 }
 
 #[test]

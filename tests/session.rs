@@ -3,6 +3,8 @@
 #[cfg(feature = "cuda")]
 #[path = "session/device.rs"]
 mod device;
+#[path = "session/evaluation.rs"]
+mod evaluation;
 #[path = "session/precision.rs"]
 mod precision;
 #[path = "session/resume.rs"]
@@ -17,7 +19,7 @@ use sft::engine::{
     evaluate_model, plan, training_rows,
 };
 use sft::model::GenerationDefaults;
-use sft::report::{StepReport, StopReason};
+use sft::report::{EvalReport, EvalSetReport, StepReport, StopReason};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;

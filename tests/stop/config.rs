@@ -134,7 +134,10 @@ fn early_stopping_keys_mean_what_they_mean_in_the_peer() {
         ("eval_loss", Metric::EvalLoss),
         ("mean_token_accuracy", Metric::EvalTokenAccuracy),
         ("eval_mean_token_accuracy", Metric::EvalTokenAccuracy),
+        ("perplexity", Metric::EvalPerplexity),
+        ("eval_perplexity", Metric::EvalPerplexity),
         ("eval_acc", Metric::Host("eval_acc".into())),
+        ("eval_math_loss", Metric::Host("eval_math_loss".into())),
     ] {
         assert_eq!(Metric::for_best_model(name).unwrap(), metric);
     }

@@ -146,3 +146,31 @@ fn a_peer_s_trainer_state_is_a_log_too() {
         assert!(error.starts_with(start), "{bad}: {error}");
     }
 }
+
+#[test]
+fn numbers_of_named_sets_and_the_perplexity_are_read_from_a_log() {
+    let log = r#"{"step": 1, "eval_loss": 2.0, "eval_math_loss": 1.0, "eval_code_loss": 3.0}
+{"step": 2, "eval_loss": 1.9, "eval_math_loss": 1.2, "eval_code_loss": 2.6}
+{"step": 3, "eval_loss": 2.1, "eval_math_loss": 1.3, "eval_code_loss": 2.9}"#;
+    let stops = |metric: &str| {
+        let rules = format!("early_stopping_patience: 1\nmetric_for_best_model: {metric}");
+        let rules = StopConfig::from_text(&rules).unwrap();
+        let found = replay(&read_log(log).unwrap(), &rules).unwrap();
+        (found.step, found.best_step, found.best_value.unwrap())
+    };
+    assert_eq!(stops("math_loss"), (Some(2), Some(1), 1.0));
+    assert_eq!(stops("eval_code_loss"), (Some(3), Some(2), 2.6));
+    assert_eq!(
+        stops("eval_code_perplexity"),
+        (Some(3), Some(2), 2.6f64.exp())
+    );
+    assert_eq!(stops("perplexity"), (Some(3), Some(2), 1.9f64.exp()));
+    // A log's own perplexity is not computed again.
+    let log = "{\"step\": 1, \"eval_loss\": 1.0, \"eval_perplexity\": 7.5}";
+    let best = r#""best_step":1,"best_value":7.5,"#;
+    let line = line(
+        log,
+        "[{rule: plateau, metric: eval_perplexity, patience: 9}]",
+    );
+    assert!(line.contains(best), "{line}");
+}
