@@ -97,14 +97,24 @@ fn evaluate<T: Borrow<Batch>>(
     mut next: impl FnMut() -> Result<Option<T>>,
 ) -> Result<Totals> {
     let start = Instant::now();
-    let mut totals = Totals::default();
-    while let Some(batch) = next()? {
-        network.forward_loss(batch.borrow())?;
-        totals.tokens += batch.borrow().tokens.len() as u64;
-        totals.sums.add(network.take_sums()?);
-    }
-    totals.seconds = start.elapsed().as_secs_f64();
-    Ok(totals)
+    let mut tokens = 0;
+    let mut feed = || -> Result<()> {
+        while let Some(batch) = next()? {
+            network.forward_loss(batch.borrow())?;
+            tokens += batch.borrow().tokens.len() as u64;
+        }
+        Ok(())
+    };
+    let fed = feed();
+    // Once, so that the device is waited for once; and also where the batches ended early, since what
+    // is pending must not be counted with the next update.
+    let sums = network.take_sums();
+    fed?;
+    Ok(Totals {
+        sums: sums?,
+        tokens,
+        seconds: start.elapsed().as_secs_f64(),
+    })
 }
 
 /// What adds up over batches and sets.

@@ -338,3 +338,36 @@ fn a_host_may_feed_the_perplexity_and_an_accuracy_under_each_of_their_names() {
         assert_eq!(session.snapshot().best_step, Some(2), "{metric} as {name}");
     }
 }
+
+#[test]
+fn an_evaluation_that_is_cancelled_midway_leaves_nothing_for_the_next_update() {
+    let dir = folder();
+    let canceller = Canceller::new();
+    let hooks = Hooks {
+        canceller: canceller.clone(),
+        ..Hooks::default()
+    };
+    let long = write(
+        dir.path(),
+        "many.jsonl",
+        &vec![json!({"text": "one two three four five six seven"}); 4000],
+    );
+    let keys = json!({"eval_dataset_name": long, "per_device_eval_batch_size": 1});
+    let mut session = Session::start(config(dir.path(), keys), hooks).unwrap();
+    let trigger = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        canceller.cancel();
+    });
+    let error = session.evaluate().unwrap_err();
+    trigger.join().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert_eq!(session.last_evaluation(), None);
+    assert!(log_rows(dir.path(), "eval_loss").is_empty());
+    // The host's own batches are evaluated also after the end.
+    let found = session.evaluate_batch(&[batch(0)]).unwrap();
+    let dir = folder();
+    let alone = start(config(dir.path(), json!({})))
+        .evaluate_batch(&[batch(0)])
+        .unwrap();
+    assert_eq!(numbers(&found), numbers(&alone));
+}
