@@ -1,7 +1,11 @@
 //! The loss curve of a run, as one line for the terminal and as an SVG file: pure functions from
 //! points to text.
 
-use std::fmt::Write;
+use crate::markup::Markup;
+use crate::plot::chart::{Axis, Chart, Line, Look};
+use crate::plot::number::short;
+use crate::plot::scale::range;
+use crate::plot::{Point, STYLE, moving_average};
 
 /// The points to draw: `(update, value)`, updates ascending.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -42,186 +46,78 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
         .collect()
 }
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 400.0;
-const LEFT: f64 = 60.0;
-const RIGHT: f64 = 20.0;
-const TOP: f64 = 40.0;
-const BOTTOM: f64 = 45.0;
+const WIDTH: &str = "720";
+const HEIGHT: &str = "400";
 
-const TRAIN: &str = "#9bb7d4";
-const SMOOTH: &str = "#1f5f99";
-const EVAL: &str = "#c4511d";
-const TARGET: &str = "#2e7d32";
+/// The colours of a drawing that stands alone.
+const COLOURS: &str = ":root{--page:#fff;--text:#1a1d21;--muted:#555d68;--grid:#e5e7ea;\
+    --good:#1a7a3c;--bad:#c01a1a;--c0:#0b62a8;--c1:#b8460e}\
+    text{font-family:sans-serif}";
 
 /// The curve as an SVG document: training loss (thin) with its moving average (bold), evaluation
 /// loss (dots) and the target (dashed). A point that is not finite leaves a gap.
 pub fn svg(curve: &Curve) -> String {
-    let values = curve
-        .train
+    let points = |values: &[(u64, f64)]| -> Vec<Point> {
+        values.iter().map(|&(step, y)| (step as f64, y)).collect()
+    };
+    let (train, eval) = (points(&curve.train), points(&curve.eval));
+    let line = |name: &str, points, style, look| Line {
+        name: name.to_owned(),
+        points,
+        style,
+        look,
+    };
+    let mut lines = Vec::new();
+    if !train.is_empty() {
+        lines.push(line("train, smooth", moving_average(&train), 0, Look::Bold));
+        lines.insert(0, line("train loss", train, 0, Look::Faint));
+    }
+    if !eval.is_empty() {
+        lines.push(line("eval loss", eval, 1, Look::Dotted));
+    }
+    let updates = lines
         .iter()
-        .chain(&curve.eval)
-        .map(|&(_, y)| y)
-        .chain(curve.target);
-    let (low, high) = range(values).unwrap_or((0.0, 1.0));
-    let margin = if high > low { 0.05 * (high - low) } else { 0.5 };
-    let (low, high) = (low - margin, high + margin);
-    let last = curve
-        .train
-        .iter()
-        .chain(&curve.eval)
-        .map(|&(x, _)| x)
-        .max()
-        .unwrap_or(1)
-        .max(1);
-    let place = |x: u64, y: f64| {
-        let right = LEFT + (WIDTH - LEFT - RIGHT) * x as f64 / last as f64;
-        let down = TOP + (HEIGHT - TOP - BOTTOM) * (high - y) / (high - low);
-        (right, down)
+        .flat_map(|line| &line.points)
+        .map(|point| point.0);
+    let last = updates.fold(1.0, f64::max);
+    let target = curve.target.map(|at| (at, format!("target {}", short(at))));
+    let chart = Chart {
+        height: 320.0,
+        ..Chart::over((0.0, last), lines, target.into_iter().collect(), Axis::Calm)
     };
 
-    let mut out = String::new();
-    let _ = write!(
-        out,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         font-family=\"sans-serif\" font-size=\"12\" fill=\"#333\">\n\
-         <title>Loss by update</title>\n\
-         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
-    );
-    for tick in ticks(low, high) {
-        let (_, y) = place(0, tick);
-        let _ = writeln!(
-            out,
-            "<path d=\"M{LEFT} {y:.1}H{:.0}\" stroke=\"#e5e5e5\"/>\
-             <text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 8.0,
-            y + 4.0,
-            short(tick),
+    let mut out = Markup::default();
+    let page = [
+        ("xmlns", "http://www.w3.org/2000/svg"),
+        ("viewBox", &format!("0 0 {WIDTH} {HEIGHT}")),
+        ("width", WIDTH),
+        ("height", HEIGHT),
+        ("role", "img"),
+    ];
+    out.within("svg", &page, |svg| {
+        svg.newline();
+        svg.element("title", &[], "Loss by update");
+        svg.element("desc", &[], &chart.describe());
+        svg.within("style", &[], |style| {
+            style.verbatim(COLOURS);
+            style.verbatim(STYLE);
+        });
+        svg.empty(
+            "rect",
+            &[("width", WIDTH), ("height", HEIGHT), ("fill", "#fff")],
         );
-    }
-    for tick in ticks(0.0, last as f64)
-        .into_iter()
-        .filter(|t| t.fract() == 0.0)
-    {
-        let (x, _) = place(tick as u64, low);
-        let y = HEIGHT - BOTTOM + 18.0;
-        let _ = writeln!(
-            out,
-            "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{tick}</text>"
-        );
-    }
-    let _ = writeln!(
-        out,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">update</text>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 8.0
-    );
-
-    let mut legend = Vec::new();
-    if !curve.train.is_empty() {
-        out += &line(&curve.train, &place, TRAIN, 1.0);
-        out += &line(&moving_average(&curve.train), &place, SMOOTH, 2.0);
-        legend.push((SMOOTH, "train loss".to_owned()));
-    }
-    if let Some(target) = curve.target {
-        let (_, y) = place(0, target);
-        let right = WIDTH - RIGHT;
-        let _ = writeln!(
-            out,
-            "<path d=\"M{LEFT} {y:.1}H{right}\" stroke=\"{TARGET}\" stroke-dasharray=\"6 4\"/>"
-        );
-        legend.push((TARGET, format!("target {}", short(target))));
-    }
-    if !curve.eval.is_empty() {
-        out += &line(&curve.eval, &place, EVAL, 1.5);
-        for &(step, loss) in curve.eval.iter().filter(|(_, y)| y.is_finite()) {
-            let (x, y) = place(step, loss);
-            let _ = writeln!(
-                out,
-                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{EVAL}\"/>"
-            );
-        }
-        legend.push((EVAL, "eval loss".to_owned()));
-    }
-    for (i, (colour, name)) in legend.iter().enumerate() {
-        let x = LEFT + 130.0 * i as f64;
-        let _ = writeln!(
-            out,
-            "<rect x=\"{x}\" y=\"16\" width=\"14\" height=\"4\" fill=\"{colour}\"/>\
-             <text x=\"{}\" y=\"22\">{name}</text>",
-            x + 20.0
-        );
-    }
-    out += "</svg>\n";
-    out
-}
-
-/// One path; a point that is not finite ends a stretch.
-fn line(
-    points: &[(u64, f64)],
-    place: &impl Fn(u64, f64) -> (f64, f64),
-    colour: &str,
-    width: f64,
-) -> String {
-    let mut path = String::new();
-    let mut pen = 'M';
-    for &(step, value) in points {
-        if !value.is_finite() {
-            pen = 'M';
-            continue;
-        }
-        let (x, y) = place(step, value);
-        let _ = write!(path, "{pen}{x:.1} {y:.1}");
-        pen = 'L';
-    }
-    format!("<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>\n")
-}
-
-/// Mean over a window of a twentieth of the run; what is not finite is left out.
-fn moving_average(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
-    let window = (points.len() / 20).max(1);
-    (0..points.len())
-        .map(|i| {
-            let share = &points[(i + 1).saturating_sub(window)..=i];
-            let finite = share.iter().map(|p| p.1).filter(|y| y.is_finite());
-            (
-                points[i].0,
-                finite.clone().sum::<f64>() / finite.count() as f64,
-            )
-        })
-        .collect()
-}
-
-fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    values
-        .filter(|v| v.is_finite())
-        .fold(None, |range, v| match range {
-            None => Some((v, v)),
-            Some((low, high)) => Some((v.min(low), v.max(high))),
-        })
-}
-
-/// Four to ten round numbers between `low` and `high`.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    if high <= low {
-        return Vec::new();
-    }
-    let rough = (high - low) / 5.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .map(|m| m * power)
-        .into_iter()
-        .find(|&s| s >= rough);
-    let Some(step) = step else { return Vec::new() };
-    let first = (low / step).ceil() as i64;
-    let last = (high / step).floor() as i64;
-    (first..=last).map(|i| i as f64 * step).collect()
-}
-
-fn short(value: f64) -> String {
-    let text = format!("{value:.3}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        let area = [
+            ("class", "plot"),
+            ("x", "60"),
+            ("y", "30"),
+            ("width", "530"),
+            ("height", "320"),
+        ];
+        svg.within("svg", &area, |svg| chart.draw(svg));
+        svg.newline();
+    });
+    out.newline();
+    out.as_str().to_owned()
 }
 
 #[cfg(test)]
@@ -254,6 +150,7 @@ mod tests {
         assert_eq!(text.matches("<circle").count(), 2);
         assert!(text.contains("target 0.15") && text.contains("stroke-dasharray"));
         assert!(text.contains("eval loss") && text.contains("train loss"));
+        assert!(text.contains("train, smooth"));
         assert!(text.starts_with("<svg") && text.ends_with("</svg>\n"));
     }
 
@@ -281,24 +178,5 @@ mod tests {
                 "{curve:?}: {text}"
             );
         }
-    }
-
-    #[test]
-    fn a_gap_in_the_training_loss_splits_its_line() {
-        let curve = Curve {
-            train: vec![(1, 3.0), (2, 2.5), (3, f64::NAN), (4, 1.0), (5, 0.5)],
-            ..Curve::default()
-        };
-        let thin = svg(&curve);
-        let path = thin.lines().find(|l| l.contains(TRAIN)).unwrap();
-        assert_eq!(path.matches('M').count(), 2, "{path}");
-    }
-
-    #[test]
-    fn ticks_are_round_and_inside() {
-        assert_eq!(ticks(0.0, 5.0), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert!(ticks(1.0, 1.0).is_empty());
-        let wide = ticks(-3.0, 997.0);
-        assert!(wide.len() >= 4 && wide.iter().all(|t| (-3.0..=997.0).contains(t)));
     }
 }

@@ -8,11 +8,14 @@ mod export;
 mod generate;
 mod init;
 mod init_model;
+mod markup;
 mod overrides;
 mod plan;
+mod plot;
 mod preview;
 mod progress;
 mod replay;
+mod report;
 mod train;
 
 use std::process::ExitCode;
@@ -56,6 +59,8 @@ enum Command {
     Generate(generate::Args),
     /// Run stop rules over a recorded log
     Replay(replay::Args),
+    /// Write one HTML page about a run
+    Report(report::Args),
     /// Write a model or checkpoint in another number format
     Export(export::Args),
     /// Make a new model with seeded random weights and a tokenizer
@@ -108,6 +113,7 @@ fn run(args: Vec<String>) -> Result<ExitCode, Error> {
         Command::Eval(args) => eval::run(args, &overrides),
         Command::Generate(args) => generate::run(args, &overrides),
         Command::Replay(args) => replay::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Export(args) => export::run(&args),
         Command::InitModel(args) => init_model::run(args),
     }
