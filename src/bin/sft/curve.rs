@@ -110,7 +110,7 @@ pub fn svg(curve: &Curve) -> String {
             ("class", "plot"),
             ("x", "60"),
             ("y", "30"),
-            ("width", "530"),
+            ("width", "500"),
             ("height", "320"),
         ];
         svg.within("svg", &area, |svg| chart.draw(svg));
