@@ -22,9 +22,9 @@ mod tests;
 mod write;
 mod writer;
 
-pub(in crate::engine) use manifest::{BestPlace, Manifest, RunState};
+pub(in crate::engine) use manifest::RunState;
 pub(in crate::engine) use read::{Checkpoint, find, newest_whole, open};
-pub(in crate::engine) use write::{BestWeights, Contents, ModelFiles, Written, write};
+pub(in crate::engine) use write::{BestWeights, Contents, ModelFiles};
 pub(in crate::engine) use writer::{Durable, Writer};
 
 /// What the files of the weights, of the moments and of the best weights begin with.
