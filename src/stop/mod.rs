@@ -28,6 +28,7 @@ mod rules;
 mod slot;
 mod smoothing;
 mod status;
+pub mod sweep;
 mod validate;
 
 pub use config::{
