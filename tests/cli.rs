@@ -1,7 +1,8 @@
 //! The `sft` binary as a user runs it.
 
+use std::io::{BufRead, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -206,7 +207,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let text = stdout(&sft(folder.path(), &["--help"]));
     for word in [
-        "train", "init", "plan", "preview", "eval", "generate", "replay", "130",
+        "train", "watch", "init", "plan", "preview", "eval", "generate", "replay", "sweep", "130",
     ] {
         assert!(text.contains(word), "{word}: {text}");
     }
@@ -619,4 +620,223 @@ fn export_writes_the_model_in_another_format() {
         folder.path(),
         &["generate", "half", "--prompt", "a", "--max-new-tokens", "2"],
     ));
+}
+
+/// A run that a test writes piece by piece into `live`, out of one that was recorded, and the `sft watch`
+/// that follows it.
+struct Watched {
+    folder: std::path::PathBuf,
+    watch: std::process::Child,
+    shown: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Watched {
+    fn start(folder: &Path) -> Self {
+        let mut watch = Command::new(env!("CARGO_BIN_EXE_sft"))
+            .args(["watch", "live"])
+            .current_dir(folder)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let shown = std::io::BufReader::new(watch.stdout.take().unwrap()).lines();
+        Self {
+            folder: folder.join("live"),
+            watch,
+            shown,
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.join(name), text).unwrap();
+    }
+
+    fn append(&self, text: &str) {
+        let log = self.folder.join("train_log.jsonl");
+        let mut log = std::fs::OpenOptions::new().append(true).open(log).unwrap();
+        log.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Lines up to the first one that holds `word`.
+    fn until(&mut self, word: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        for line in self.shown.by_ref() {
+            lines.push(line.unwrap());
+            if lines.last().unwrap().contains(word) {
+                return lines;
+            }
+        }
+        panic!("`{word}` was never shown: {lines:?}");
+    }
+}
+
+#[test]
+fn watch_follows_a_run_from_before_its_start_past_a_resume_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(
+        folder.path(),
+        "max_steps: 4\nstop: [{rule: plateau, patience: 9}]\n",
+    );
+    stdout(&sft(
+        folder.path(),
+        &["train", "--config", "run.yaml", "--logging_steps", "1"],
+    ));
+    let out = folder.path().join("out");
+    let record = std::fs::read_to_string(out.join("run.json")).unwrap();
+    let log = std::fs::read_to_string(out.join("train_log.jsonl")).unwrap();
+    let rows: Vec<&str> = log.split_inclusive('\n').collect();
+    assert_eq!(
+        rows.len(),
+        7,
+        "four updates, two evaluations, the end: {log}"
+    );
+
+    let mut run = Watched::start(folder.path());
+    let mut said = String::new();
+    let waits = run.watch.stderr.take().unwrap();
+    std::io::BufReader::new(waits).read_line(&mut said).unwrap();
+    assert_eq!(said, "Waiting for a run in live.\n");
+
+    std::fs::create_dir(&run.folder).unwrap();
+    run.write("train_log.jsonl", &rows[..2].concat());
+    run.write("run.json", &record);
+    let first = run.until("step 2/4");
+    let header = first.iter().find(|line| line.starts_with("live: llama"));
+    assert!(
+        header.is_some_and(|line| line.contains("float32")),
+        "{first:?}"
+    );
+    run.append(rows[2]);
+    run.until("eval after update 2");
+    let standing = run.until("plateau");
+    assert!(standing.last().unwrap().contains(", 0/9"), "{standing:?}");
+
+    // A resume: the log is cut, also through the middle of a row, and goes on.
+    run.write("train_log.jsonl", rows[0]);
+    run.until("The log was cut");
+    run.until("step 1/4");
+    let (half, rest) = rows[1].split_at(20);
+    run.append(half);
+    run.append(rest);
+    run.append(&rows[2..6].concat());
+    let lines = run.until("eval after update 4");
+    let steps: Vec<bool> = [2, 3, 4]
+        .map(|step| {
+            lines
+                .iter()
+                .any(|line| line.starts_with(&format!("step {step}/4")))
+        })
+        .to_vec();
+    assert_eq!(steps, [true; 3], "{lines:?}");
+    run.append(rows[6]);
+    let end = run.until("Stopped after update 4");
+    assert!(end.last().unwrap().contains("max_steps"), "{end:?}");
+    run.until("Training loss");
+    assert_eq!(run.watch.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn watch_once_shows_where_a_run_stands_and_has_its_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let once = |run: &str| sft(folder.path(), &["watch", run, "--once"]);
+    let (code, text) = failure(&once("out"));
+    assert!(code == 1 && text.contains("train_log.jsonl"), "{text}");
+
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let log = out.join("train_log.jsonl");
+    let row = "{\"step\":3,\"loss\":1.5,\"num_tokens\":90,\"tokens_per_second\":30.0}\n";
+    std::fs::write(&log, row).unwrap();
+    let text = stdout(&once("out"));
+    assert!(
+        text.contains("step 3 · loss 1.5") && text.contains("Not ended"),
+        "{text}"
+    );
+
+    for (reason, code) in [
+        ("max_steps", 0),
+        ("cancelled", 130),
+        ("non_finite", 1),
+        ("new", 0),
+    ] {
+        let end = json!({"step": 3, "stop_reason": reason, "stop_detail": "why"});
+        std::fs::write(&log, format!("{row}{end}\n")).unwrap();
+        let output = once("out");
+        assert_eq!(output.status.code(), Some(code), "{reason}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(&format!("{reason} · why")), "{text}");
+    }
+    let (code, text) = failure(&once("out/train_log.jsonl"));
+    assert!(code == 2 && text.contains("is a file"), "{text}");
+}
+
+#[test]
+fn sweep_finds_the_rule_that_ends_a_run_best() {
+    let folder = tempfile::tempdir().unwrap();
+    let losses = [3.0, 2.0, 1.5, 1.4, 1.5, 1.6, 1.7, 1.8];
+    let log: String = (1..)
+        .zip(losses)
+        .map(|(i, loss)| {
+            let update = json!({"step": i, "loss": loss, "num_tokens": 10 * i});
+            let eval = json!({"step": i, "eval_loss": loss});
+            format!("{update}\n{eval}\n")
+        })
+        .collect();
+    std::fs::create_dir(folder.path().join("out")).unwrap();
+    std::fs::write(folder.path().join("out/train_log.jsonl"), log).unwrap();
+    let sweep = |more: &[&str]| sft(folder.path(), &[&["sweep", "out"], more].concat());
+    let text = stdout(&sweep(&["--thresholds", "0,0.2", "--patiences", "1,2"]));
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    // min_delta, patience, ends at, best kept, of, given up, saved.
+    for row in [
+        &["0", "1", "5", "1.4", "4", "0", "37.5", "%"][..],
+        &["2", "6", "1.4", "4", "0", "25.0", "%"],
+        &["0.2", "1", "4", "1.4", "4", "0", "50.0", "%"],
+    ] {
+        assert!(
+            rows.iter().any(|found| found == row),
+            "{row:?} is not in\n{text}"
+        );
+    }
+    let rule = text.split_once("stop:").unwrap().1;
+    let rule = format!("stop:{rule}");
+    assert!(
+        rule.contains("rule: plateau") && rule.contains("min_delta: 0.2"),
+        "{text}"
+    );
+
+    // The rule as it is pasted does what the table says.
+    std::fs::write(folder.path().join("rules.yaml"), rule).unwrap();
+    let args = [
+        "replay",
+        "out/train_log.jsonl",
+        "--stop",
+        "rules.yaml",
+        "--json",
+    ];
+    let replayed: Value = serde_json::from_str(&stdout(&sft(folder.path(), &args))).unwrap();
+    let found: Value = serde_json::from_str(&stdout(&sweep(&[
+        "--thresholds",
+        "0,0.2",
+        "--patiences",
+        "1,2",
+        "--json",
+    ])))
+    .unwrap();
+    assert_eq!(
+        found["recommended"]["outcome"]["stop_step"],
+        replayed["step"]
+    );
+    assert_eq!(found["metric"], "eval_loss");
+
+    let (code, text) = failure(&sweep(&["--metric", "eval_bleu"]));
+    assert!(
+        code == 2 && text.contains("eval_loss, train_loss"),
+        "{text}"
+    );
+    let text = stdout(&sweep(&["--metric", "train_loss", "--reference", "hf"]));
+    assert!(text.contains("reference hf"), "{text}");
 }

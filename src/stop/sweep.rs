@@ -396,6 +396,10 @@ impl<'a> Log<'a> {
                 (Direction::Maximize, false) => rounded_down(exact, digits),
                 (Direction::Maximize, true) => -rounded_up(-exact, digits),
             };
+            let bound = match self.direction.better(bound, exact) {
+                true => exact,
+                false => bound,
+            };
             if bounds.last() != Some(&bound) {
                 bounds.push(bound);
             }
@@ -461,16 +465,18 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     values
 }
 
-/// `x`, not negative, cut to so many significant digits.
+/// `x`, not negative, cut to so many significant digits. What is a billionth away from such a number is
+/// that number: 0.3 - 0.1 is 0.2.
 fn rounded_down(x: f64, digits: i32) -> f64 {
-    round(x, digits, f64::floor)
+    rounded(x, digits, |x| (x * (1.0 + 1e-9)).floor())
 }
 
+/// As [`rounded_down`], to the next one.
 fn rounded_up(x: f64, digits: i32) -> f64 {
-    round(x, digits, f64::ceil)
+    rounded(x, digits, |x| (x * (1.0 - 1e-9)).ceil())
 }
 
-fn round(x: f64, digits: i32, to_whole: fn(f64) -> f64) -> f64 {
+fn rounded(x: f64, digits: i32, to_whole: impl Fn(f64) -> f64) -> f64 {
     if x <= 0.0 || !x.is_finite() {
         return 0.0;
     }
@@ -575,7 +581,7 @@ mod tests {
         #[test]
         fn rounding_keeps_its_side(x in 1e-9f64..1e9, digits in 1i32..5) {
             let (down, up) = (rounded_down(x, digits), rounded_up(x, digits));
-            prop_assert!(down <= x * (1.0 + 1e-12) && x <= up * (1.0 + 1e-12));
+            prop_assert!(down <= x * (1.0 + 2e-9) && x <= up * (1.0 + 2e-9));
             prop_assert!(up - down <= x * 10f64.powi(1 - digits) * 1.000001);
         }
     }
@@ -592,7 +598,7 @@ mod tests {
         // The gains were 1, 0.5, 0.2, 0.1 and 0.01.
         assert_eq!(
             column(|o| o.threshold, &found.plateau),
-            [0.0, 0.09, 0.1, 0.5]
+            [0.0, 0.1, 0.2, 0.5]
         );
         assert_eq!(
             column(|o| o.patience as f64, &found.plateau),
@@ -605,9 +611,9 @@ mod tests {
         let recommended = found.recommended.unwrap();
         assert_eq!(
             recommended.yaml(),
-            "stop:\n  - {rule: plateau, metric: eval_loss, patience: 1, min_delta: 0}"
+            "stop:\n  - {rule: plateau, metric: eval_loss, patience: 2, min_delta: 0.5}"
         );
-        assert_eq!(recommended.outcome.stop_step, Some(70));
+        assert_eq!(recommended.outcome.stop_step, Some(60));
         assert_eq!(recommended.outcome.best_step, Some(60));
     }
 

@@ -16,7 +16,9 @@ mod preview;
 mod progress;
 mod replay;
 mod report;
+mod sweep;
 mod train;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,8 @@ struct Cli {
 enum Command {
     /// Train a model until a stop rule or the budget ends the run
     Train(train::Args),
+    /// Follow a run that another process trains
+    Watch(watch::Args),
     /// Write a configuration with every key explained
     Init(init::Args),
     /// Show how much memory a run takes, without loading the model
@@ -59,6 +63,8 @@ enum Command {
     Generate(generate::Args),
     /// Run stop rules over a recorded log
     Replay(replay::Args),
+    /// Find the stop rule that would have ended a recorded run best
+    Sweep(sweep::Args),
     /// Write one HTML page about a run
     Report(report::Args),
     /// Write a model or checkpoint in another number format
@@ -107,12 +113,14 @@ fn run(args: Vec<String>) -> Result<ExitCode, Error> {
     };
     match cli.command {
         Command::Train(args) => train::run(&args, &overrides),
+        Command::Watch(args) => watch::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(&args, &overrides),
         Command::Preview(args) => preview::run(&args, &overrides),
         Command::Eval(args) => eval::run(args, &overrides),
         Command::Generate(args) => generate::run(args, &overrides),
         Command::Replay(args) => replay::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Export(args) => export::run(&args),
         Command::InitModel(args) => init_model::run(args),

@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use sft::report::{EvalReport, StepReport};
+use sft::report::{EvalReport, Snapshot, StepReport, StopReason};
+use sft::stop::RuleStatus;
 
 use crate::console;
 
@@ -55,6 +56,7 @@ impl Progress {
     pub fn begin(&mut self, total: Option<u64>, every: u64) {
         self.total = total;
         self.every = every.max(1);
+        self.figures = Figures::default();
         let Some(bar) = &self.printer.0 else { return };
         let template = match total {
             Some(total) => {
@@ -71,32 +73,46 @@ impl Progress {
 
     /// Shows one update and, after it, the state of the stop rules.
     pub fn step(&mut self, report: &StepReport, state: &str) {
-        self.figures.take_in(report);
-        let numbers = self.figures.numbers(report);
-        let pace = self.figures.pace(report, self.total);
-        match &self.printer.0 {
-            Some(bar) => {
-                bar.set_position(report.step);
-                bar.set_prefix(pace);
-                bar.set_message(format!("{numbers}\n{state}"));
-            }
-            None if report.step.is_multiple_of(self.every) => {
-                let total = self.total.map(|n| format!("/{n}")).unwrap_or_default();
-                let parts = [
-                    format!("step {}{total}", report.step),
-                    numbers,
-                    pace,
-                    state.to_owned(),
-                ];
-                let parts: Vec<String> = parts.into_iter().filter(|p| !p.is_empty()).collect();
-                console::line(&parts.join(" · "));
-            }
-            None => {}
+        self.take_in(report);
+        if self.is_live() || report.step.is_multiple_of(self.every) {
+            self.show(report, state);
         }
         if let Some(eval) = &report.eval {
-            let text = format!("eval after update {} · {}", eval.step, describe_eval(eval));
-            self.printer.line(&text);
+            self.evaluation(eval);
         }
+    }
+
+    /// Counts an update for the smoothed figures without showing it.
+    pub fn take_in(&mut self, report: &StepReport) {
+        self.figures.take_in(report);
+    }
+
+    /// Shows an update that was taken in: in the bar, or as a line.
+    pub fn show(&self, report: &StepReport, state: &str) {
+        let numbers = self.figures.numbers(report);
+        let pace = self.figures.pace(report, self.total);
+        if let Some(bar) = &self.printer.0 {
+            bar.set_position(report.step);
+            bar.set_prefix(pace);
+            bar.set_message(format!("{numbers}\n{state}"));
+            return;
+        }
+        let total = self.total.map(|n| format!("/{n}")).unwrap_or_default();
+        let step = format!("step {}{total}", report.step);
+        let parts = [&step, &numbers, &pace, state];
+        let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+        console::line(&parts.join(" · "));
+    }
+
+    /// Whether there is a bar.
+    pub fn is_live(&self) -> bool {
+        self.printer.0.is_some()
+    }
+
+    /// Writes the line of an evaluation.
+    pub fn evaluation(&self, eval: &EvalReport) {
+        let text = format!("eval after update {} · {}", eval.step, describe_eval(eval));
+        self.printer.line(&text);
     }
 
     /// Takes the bar away.
@@ -105,6 +121,36 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// The best value and the rules that have begun to count, after update `step`. A best that is this very
+/// update's goes without saying.
+pub fn describe_state(step: u64, best: Option<(u64, f64)>, rules: &[RuleStatus]) -> String {
+    let best = best.filter(|&(of, _)| of < step);
+    let counting = |status: &&RuleStatus| status.rule != "budget" && status.counter > 0;
+    let rules = rules.iter().filter(counting).map(RuleStatus::to_string);
+    let best = best.map(describe_best);
+    best.into_iter()
+        .chain(rules)
+        .collect::<Vec<_>>()
+        .join(" · ")
+}
+
+/// `best 1.2345 at 60`.
+pub fn describe_best((step, value): (u64, f64)) -> String {
+    format!("best {value:.4} at {step}")
+}
+
+/// Where a run ended, and why.
+pub fn describe_end(snapshot: &Snapshot, detail: &str) -> String {
+    format!(
+        "Stopped after update {} (epoch {:.2}, {} tokens, {:.1} s): {} · {detail}",
+        snapshot.step,
+        snapshot.epoch,
+        snapshot.total_tokens,
+        snapshot.elapsed_seconds,
+        snapshot.stop_reason.map_or("none", StopReason::code)
+    )
 }
 
 /// Loss, accuracy and size of an evaluation, and the loss on each set that has a name.

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sft::config::Config;
 use sft::engine::{Canceller, Export, Hooks, LogLevel, Session};
 use sft::report::{StepReport, StopReason};
-use sft::stop::{Metric, Rule, RuleStatus};
+use sft::stop::{Metric, Rule};
 use sft::{Error, ErrorKind, Result};
 
 use crate::console;
 use crate::curve::{self, Curve};
 use crate::overrides::{Overrides, configuration};
-use crate::progress::Progress;
+use crate::progress::{Progress, describe_end, describe_state};
 
 #[derive(clap::Args)]
 #[command(after_help = crate::KEYS_ARE_FLAGS)]
@@ -158,18 +158,8 @@ fn rescue(session: &mut Session, out: &Path, own: &str) {
 /// Best value and the rules that have begun to count.
 fn state(session: &Session, report: &StepReport) -> String {
     let snapshot = session.snapshot();
-    let best = snapshot
-        .best_step
-        .zip(snapshot.best_value)
-        .filter(|&(step, _)| step < report.step);
-    let counting = |status: &&RuleStatus| status.rule != "budget" && status.counter > 0;
-    let statuses = session.rule_status();
-    let best = best.map(|(step, value)| format!("best {value:.4} at {step}"));
-    let rules = statuses.iter().filter(counting).map(RuleStatus::to_string);
-    best.into_iter()
-        .chain(rules)
-        .collect::<Vec<_>>()
-        .join(" · ")
+    let best = snapshot.best_step.zip(snapshot.best_value);
+    describe_state(report.step, best, &session.rule_status())
 }
 
 /// Saves what the run made and says what became of it.
@@ -178,7 +168,6 @@ fn finish(session: &mut Session, config: &Config, curve: &Curve, own: &str) -> R
     let out = &config.output_dir;
     let reason = session.stop_reason();
     let detail = session.stop_detail().unwrap_or_default().to_owned();
-    let code = reason.map_or("none", StopReason::code);
     // After an update on NaN every weight may be NaN: such a model must not pass for a result.
     let broken = reason == Some(StopReason::NonFinite) && !session.restored_best();
     let saved = snapshot.step > 0 && !broken;
@@ -188,10 +177,7 @@ fn finish(session: &mut Session, config: &Config, curve: &Curve, own: &str) -> R
     let svg = out.join("loss.svg");
     std::fs::write(&svg, curve::svg(curve)).map_err(|e| Error::io(&svg, e))?;
 
-    console::line(&format!(
-        "\nStopped after update {} (epoch {:.2}, {} tokens, {:.1} s): {code} · {detail}",
-        snapshot.step, snapshot.epoch, snapshot.total_tokens, snapshot.elapsed_seconds
-    ));
+    console::line(&format!("\n{}", describe_end(&snapshot, &detail)));
     if let (Some(step), Some(value)) = (snapshot.best_step, snapshot.best_value) {
         let whose = if session.restored_best() {
             "; the saved model has its weights"

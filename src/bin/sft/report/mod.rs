@@ -6,7 +6,7 @@ mod evaluations;
 mod facts;
 mod page;
 mod rules;
-mod run;
+pub mod run;
 mod series;
 mod table;
 
