@@ -2,12 +2,26 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// A place that runs the kernels of `kernels/` and holds their memory. Work is done in the order in
 /// which it is asked for; only [`Driver::read`] waits for it.
 pub trait Driver: Send {
     /// The device in words, such as `cuda:0, NVIDIA H100 80GB HBM3, sm_90`.
     fn describe(&self) -> String;
+
+    /// Device, driver and build of the kernels, in a word that differs where times of kernels may;
+    /// `None` where nothing is to be measured.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// The time since some moment, to measure by.
+    fn clock(&mut self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
 
     /// What launches may ask for.
     fn limits(&self) -> Limits;

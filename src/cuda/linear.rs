@@ -4,7 +4,7 @@
 use super::driver::{MatrixMap, VendorProduct};
 use super::geometry::number;
 use super::linear_plan::{Layout, Plan, Product, Room, Tile};
-use super::{Arg, Call, Cuda, Launch, kernel};
+use super::{Arg, Call, Cuda, GemmShape, Launch, kernel};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Backend, Linear, LinearShape, Region};
@@ -22,8 +22,11 @@ pub enum GemmProvider {
     /// its warpgroup instructions and tensor memory accelerator (`kernels/linear_wgmma.cu`). They
     /// have not run on a device yet.
     Wgmma,
-    /// NVIDIA's cuBLASLt, and own kernels for products with a bias.
+    /// NVIDIA's cuBLASLt, and own kernels for products with a bias and for those that it refuses.
     CublasLt,
+    /// The quicker of own kernels and cuBLASLt for each product, once [`Cuda::choose_gemm`] has
+    /// measured them; until then own kernels.
+    Measured,
 }
 
 fn kernel_name(dtype: DType, layout: Layout, tile: Tile) -> &'static str {
@@ -45,21 +48,21 @@ fn kernel_name(dtype: DType, layout: Layout, tile: Tile) -> &'static str {
 
 /// What is added to a product before it is stored.
 #[derive(Clone, Copy, Default)]
-struct Added {
+pub(super) struct Added {
     /// F32 `(n)`.
-    bias: Option<Region>,
+    pub bias: Option<Region>,
     /// F32 `(m, n)`; may be y itself.
-    residual: Option<Region>,
+    pub residual: Option<Region>,
 }
 
 impl Cuda {
     /// Chooses what multiplies matrices, from now on.
     ///
     /// # Errors
-    /// `Device` when it is cuBLASLt and that cannot be loaded.
+    /// `Device` when it is cuBLASLt and that cannot be loaded or started.
     pub fn set_gemm(&mut self, gemm: GemmProvider) -> Result<()> {
         if gemm == GemmProvider::CublasLt && !self.driver.has_vendor_products()? {
-            let message = "gemm: cublaslt cannot be loaded: install NVIDIA's cuBLAS 13 where the \
+            let message = "gemm: cublaslt cannot be loaded or started: install NVIDIA's cuBLAS 13 where the \
                            dynamic linker finds it, or use `own`";
             return Err(Error::new(ErrorKind::Device, message));
         }
@@ -68,7 +71,15 @@ impl Cuda {
         Ok(())
     }
 
-    fn product(&mut self, product: Product, a: Region, b: Region, added: Added, y: Region) {
+    /// y = a b, and what is added.
+    pub(super) fn product(
+        &mut self,
+        product: Product,
+        a: Region,
+        b: Region,
+        added: Added,
+        y: Region,
+    ) {
         let Product { m, n, k, .. } = product;
         let dtype = a.dtype;
         assert_eq!(b.dtype, dtype, "formats of the operands of a product");
@@ -82,8 +93,7 @@ impl Cuda {
             "a product of {dtype:?} stored as {:?}",
             y.dtype
         );
-        if self.gemm == GemmProvider::CublasLt
-            && added.bias.is_none()
+        if self.is_for_vendor(product, dtype, added, y)
             && self.vendor_product(product, a, b, added.residual, y)
         {
             return;
@@ -104,6 +114,25 @@ impl Cuda {
         };
         let plan = Plan::choose(product, tiles, room);
         self.product_by(plan, product, a, b, added, y);
+    }
+
+    fn is_for_vendor(&self, product: Product, dtype: DType, added: Added, y: Region) -> bool {
+        let Product { layout, m, n, k } = product;
+        let shape = GemmShape {
+            layout,
+            m,
+            n,
+            k,
+            dtype,
+            out: y.dtype,
+            accumulate: added.residual.is_some(),
+        };
+        let chosen = match self.gemm {
+            GemmProvider::CublasLt => true,
+            GemmProvider::Measured => self.by_vendor.contains(&shape.without_tokens()),
+            GemmProvider::Portable | GemmProvider::Wgmma => false,
+        };
+        chosen && added.bias.is_none() && !self.refused.contains(&shape)
     }
 
     /// y = a b, or `residual` + a b; false when the library refuses such a product.
@@ -134,7 +163,11 @@ impl Cuda {
             workspace: self.pointer(self.workspace),
             workspace_bytes: self.workspace.len * self.workspace.dtype.size(),
         };
-        self.ask(Call::VendorProduct(product))
+        let done = self.ask(Call::VendorProduct(product));
+        if !done {
+            self.refused.insert(GemmShape::from(&product));
+        }
+        done
     }
 
     fn product_by(

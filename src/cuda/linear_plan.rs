@@ -2,6 +2,7 @@
 //! index. Pure: from sizes alone.
 
 use crate::dtype::DType;
+use serde::{Deserialize, Serialize};
 
 /// y (m, n) = Σ over k of a·b, with operands stored as the layout says.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +13,10 @@ pub(super) struct Product {
     pub k: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Layout {
+/// How the factors of a product lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Layout {
     /// a (m, k), b (n, k): forward.
     Nt,
     /// a (m, k), b (k, n): the gradient of x.

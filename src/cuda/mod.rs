@@ -13,6 +13,7 @@ mod driver;
 mod embedding;
 #[cfg(feature = "emulate")]
 mod emulated;
+mod gemm;
 mod geometry;
 mod grad_norm;
 mod graphs;
@@ -31,13 +32,16 @@ pub use attention::MAX_HEAD_DIM;
 pub use driver::{Arg, Call, Driver, Graph, Launch, Limits, MatrixMap, VendorProduct};
 #[cfg(feature = "emulate")]
 pub use emulated::Emulated;
+pub use gemm::{GemmShape, GemmTable, GemmTimes, NetworkProduct, network_products};
 pub use linear::GemmProvider;
+pub use linear_plan::Layout;
 pub use nvidia::{DeviceInfo, available, devices};
 
 use crate::dtype::{DType, bf16, f16};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Backend, Indices, Recording, Region};
 use graphs::{Graphs, Tape};
+use std::collections::HashSet;
 
 /// A CUDA device with the arena of one network.
 pub struct Cuda {
@@ -48,6 +52,10 @@ pub struct Cuda {
     arena_bytes: usize,
     workspace: Region,
     gemm: GemmProvider,
+    /// Products that the vendor's library does by measurement, whatever the number of tokens, and
+    /// those that it refused.
+    by_vendor: HashSet<GemmShape>,
+    refused: HashSet<GemmShape>,
     graphs: Graphs,
     /// What listens to the calls, within a recording.
     tape: Option<Tape>,
@@ -77,6 +85,8 @@ impl Cuda {
             arena_bytes: 0,
             workspace: Region::EMPTY,
             gemm: GemmProvider::default(),
+            by_vendor: HashSet::new(),
+            refused: HashSet::new(),
             graphs: Graphs::default(),
             tape: None,
             failure: None,

@@ -1,6 +1,8 @@
 //! Which device a run is on, and what that means for its number format and its memory.
 
 use super::any_network::AnyNetwork;
+#[cfg(feature = "cuda")]
+use super::gemm;
 use super::hooks::Hooks;
 #[cfg(feature = "cuda")]
 use crate::config::Gemm;
@@ -9,6 +11,8 @@ use crate::config::{Config, Device};
 use crate::cuda::{self, Cuda, GemmProvider};
 use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
+#[cfg(feature = "cuda")]
+use crate::memory::Purpose;
 use crate::memory::{MemoryPlan, NetworkLayout, Workload};
 use crate::model::{ModelSpec, ParamTable};
 use crate::ops::{Backend, Cpu};
@@ -23,8 +27,8 @@ pub(super) struct Needs {
     pub workspace: usize,
     /// Widest attention head of its ops.
     max_head_dim: usize,
-    /// Whether micro-batches are filled up to sizes that occur again.
-    fills: bool,
+    /// Whether it is a CUDA device, which fills micro-batches up to sizes that occur again.
+    pub is_cuda: bool,
 }
 
 impl Needs {
@@ -33,7 +37,7 @@ impl Needs {
             precision: config.precision(false),
             workspace: Cpu::WORKSPACE_BYTES,
             max_head_dim: usize::MAX,
-            fills: false,
+            is_cuda: false,
         }
     }
 
@@ -43,22 +47,26 @@ impl Needs {
             precision: config.precision(true),
             workspace: Cuda::WORKSPACE_BYTES,
             max_head_dim: cuda::MAX_HEAD_DIM,
-            fills: true,
+            is_cuda: true,
         }
     }
 
     /// The memory plan of a network for this device.
     pub fn plan(&self, spec: &ModelSpec, work: &Workload) -> MemoryPlan {
-        let filled = match self.fills {
-            #[cfg(feature = "cuda")]
-            true => Cuda::filled_sizes(work.tokens, 1).0,
-            _ => work.tokens,
-        };
         let work = Workload {
-            tokens: filled,
+            tokens: self.filled(work.tokens),
             ..*work
         };
         NetworkLayout::new(spec, &ParamTable::new(spec), &work).plan
+    }
+
+    /// The tokens that a micro-batch of so many is filled up to.
+    fn filled(&self, tokens: usize) -> usize {
+        match self.is_cuda {
+            #[cfg(feature = "cuda")]
+            true => Cuda::filled_sizes(tokens, 1).0,
+            _ => tokens,
+        }
     }
 
     /// Whether the device's ops take a model's shape.
@@ -115,7 +123,8 @@ impl OpenDevice {
     #[cfg(feature = "cuda")]
     fn with_cuda(config: &Config, mut backend: Cuda) -> Result<Self> {
         backend.set_gemm(match config.gemm {
-            Gemm::Auto | Gemm::Own => GemmProvider::Portable,
+            Gemm::Auto => GemmProvider::Measured,
+            Gemm::Own => GemmProvider::Portable,
             Gemm::CublasLt => GemmProvider::CublasLt,
         })?;
         Ok(Self::Cuda(backend, Needs::of_cuda(config)))
@@ -140,10 +149,11 @@ impl OpenDevice {
         }
     }
 
-    /// Plans and allocates a network on this device.
+    /// Plans and allocates a network on this device; one that trains multiplies matrices as the
+    /// configuration says, or by what is quicker.
     ///
     /// # Errors
-    /// `OutOfMemory` with the need and what is free.
+    /// `Device`; `OutOfMemory` with the need and what is free.
     pub fn network(
         self,
         spec: ModelSpec,
@@ -153,7 +163,13 @@ impl OpenDevice {
         Ok(match self {
             Self::Cpu(cpu, _) => Box::new(Network::new(cpu, spec, table, work)?),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda, _) => Box::new(Network::new(cuda, spec, table, work)?),
+            Self::Cuda(mut cuda, _) => {
+                // The forward alone, with or without a loss, is too short to measure for.
+                if matches!(work.purpose, Purpose::Train { .. }) {
+                    cuda.choose_gemm(&gemm::products(&spec, &work))?;
+                }
+                Box::new(Network::new(cuda, spec, table, work)?)
+            }
         })
     }
 }

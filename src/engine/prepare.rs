@@ -3,6 +3,7 @@
 
 use super::any_network::AnyNetwork;
 use super::device::{self, Needs, OpenDevice};
+use super::gemm::{self, GemmChoice};
 use super::hooks::{Canceller, Hooks};
 use crate::config::{Config, PackingStrategy, SamplingStrategy};
 use crate::data::{
@@ -13,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::io::WeightFiles;
 use crate::memory::{MemoryPlan, Purpose, Workload};
 use crate::model::{ModelSpec, Overrides, ParamTable};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -64,13 +66,35 @@ pub fn plan(config: &Config) -> Result<MemoryPlan> {
 ///
 /// # Errors
 /// As [`plan`]; `Cancelled` when the canceller was triggered.
-pub fn plan_with(config: &Config, mut hooks: Hooks) -> Result<MemoryPlan> {
+pub fn plan_with(config: &Config, hooks: Hooks) -> Result<MemoryPlan> {
+    Ok(plan_run(config, hooks)?.memory)
+}
+
+/// What is known of a run before it starts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RunPlan {
+    /// Where every tensor lies.
+    #[serde(flatten)]
+    pub memory: MemoryPlan,
+    /// On CUDA, the matrix products and what does them.
+    pub gemm: Vec<GemmChoice>,
+}
+
+/// As [`plan_with`], with what multiplies matrices.
+///
+/// # Errors
+/// As [`plan_with`].
+pub fn plan_run(config: &Config, mut hooks: Hooks) -> Result<RunPlan> {
     config.validate()?;
     let needs = device::needs(config, &mut hooks)?;
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
     let data = open_data(config, &spec, &mut hooks)?;
     let work = training_workload(config, &spec, &data, needs)?;
-    Ok(needs.plan(&spec, &work))
+    Ok(RunPlan {
+        memory: needs.plan(&spec, &work),
+        gemm: gemm::choices(config, &needs, &spec, &work),
+    })
 }
 
 pub(super) fn model_folder(config: &Config) -> Result<&Path> {

@@ -1,8 +1,10 @@
-//! `sft plan`: the memory of a run, before anything is loaded.
+//! `sft plan`: the memory of a run, and on CUDA what multiplies its matrices, before anything is
+//! loaded.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use sft::engine::{GemmChoice, Hooks, plan_run};
 use sft::memory::{MemoryPlan, SegmentKind};
 use sft::{Error, ErrorKind, Result};
 
@@ -15,20 +17,21 @@ pub struct Args {
     /// The configuration, YAML or JSON
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Every segment with its offset and lifetime, as JSON
+    /// Every segment with its offset and lifetime, and every product, as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     let config = configuration(args.config.as_deref(), overrides)?;
-    let plan = sft::engine::plan(&config)?;
+    let plan = plan_run(&config, Hooks::default())?;
     if args.json {
         let json = serde_json::to_string_pretty(&plan)
-            .map_err(|e| Error::new(ErrorKind::Internal, "memory plan").with_source(e))?;
+            .map_err(|e| Error::new(ErrorKind::Internal, "the plan").with_source(e))?;
         console::line(&json);
     } else {
-        console::print(&table(&plan));
+        console::print(&table(&plan.memory));
+        console::print(&products(&plan.gemm));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -56,6 +59,25 @@ fn table(plan: &MemoryPlan) -> String {
         "in all",
         mebibytes(plan.total_bytes)
     )
+}
+
+/// A line for each product: its size, how its factors lie, who multiplies, and the times of both.
+fn products(choices: &[GemmChoice]) -> String {
+    let mut text = String::new();
+    for choice in choices {
+        let size = format!("{}×{}×{}", choice.m, choice.n, choice.k);
+        let formats = format!("{} → {}", choice.dtype, choice.out);
+        let times = match (choice.own_microseconds, choice.cublaslt_microseconds) {
+            (Some(own), Some(cublaslt)) => format!("own {own:.1} µs, cublaslt {cublaslt:.1} µs"),
+            (Some(own), None) => format!("own {own:.1} µs, cublaslt refuses it"),
+            (None, _) => "not measured".to_owned(),
+        };
+        text += &format!(
+            "{:<28} {size:<20} {} {formats:<20} {:<8}  {times}\n",
+            choice.product, choice.layout, choice.provider
+        );
+    }
+    text
 }
 
 fn mebibytes(bytes: usize) -> String {

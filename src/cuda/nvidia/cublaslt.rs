@@ -5,6 +5,7 @@
 //! y = a b is asked for as yᵀ = bᵀ aᵀ. Which of its kernels it takes for a shape is asked once.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::CUstream;
@@ -20,7 +21,8 @@ const ALIGNMENT: u64 = 256;
 /// its making is current.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
-    prepared: HashMap<Key, Prepared>,
+    /// `None` for what the library does not do.
+    prepared: HashMap<Key, Option<Prepared>>,
 }
 
 /// All that the choice of a kernel depends on.
@@ -80,27 +82,24 @@ fn alignment(address: u64) -> u64 {
 }
 
 impl CublasLt {
-    /// The library, or `None` where it cannot be loaded.
-    ///
-    /// # Errors
-    /// `Device` when it is there and does not start.
-    pub(super) fn open() -> Result<Option<Self>> {
+    /// The library, or `None` where it cannot be loaded or does not start.
+    pub(super) fn open() -> Option<Self> {
         // SAFETY: loads NVIDIA's library, whose initializers have no preconditions.
         if !unsafe { sys::is_culib_present() } {
-            return Ok(None);
+            return None;
         }
-        let handle = result::create_handle().map_err(|error| failed("starting", error))?;
-        Ok(Some(Self {
-            handle,
+        Some(Self {
+            handle: result::create_handle().ok()?,
             prepared: HashMap::new(),
-        }))
+        })
     }
 
-    /// y (m, n) = a b, plus what y was if that is asked for, in the order of the stream.
+    /// y (m, n) = a b, plus what y was if that is asked for, in the order of the stream; false for a
+    /// product that the library does not do.
     ///
     /// # Errors
-    /// `Device` with the library's name for what is wrong, also for a shape that it does not do.
-    pub(super) fn product(&mut self, product: &VendorProduct, stream: CUstream) -> Result<()> {
+    /// `Device` with the library's name for what is wrong.
+    pub(super) fn product(&mut self, product: &VendorProduct, stream: CUstream) -> Result<bool> {
         let key = Key {
             sides: sides(product),
             shape: [product.m, product.n, product.k],
@@ -110,39 +109,53 @@ impl CublasLt {
             alignments: [product.a, product.b, product.y].map(alignment),
             workspace: product.workspace_bytes,
         };
-        if !self.prepared.contains_key(&key) {
-            let prepared = prepare(self.handle, &key)
-                .map_err(|error| failed(&format!("preparing {product:?}"), error))?;
-            self.prepared.insert(key, prepared);
-        }
-        let prepared = &self.prepared[&key];
+        let handle = self.handle;
+        let prepared = self.prepared.entry(key);
+        let prepared = match prepared {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => match prepare(handle, &key) {
+                Ok(prepared) => place.insert(Some(prepared)),
+                Err(error) if is_refusal(&error) => place.insert(None),
+                Err(error) => return Err(failed(&format!("preparing {product:?}"), error)),
+            },
+        };
+        let Some(ready) = prepared else {
+            return Ok(false);
+        };
         let one = 1.0f32;
         let kept = if product.accumulate { 1.0f32 } else { 0.0 };
         let pointer = |address: u64| address as *mut std::ffi::c_void;
         // SAFETY: handle, description and layouts are alive while `self` is; the two factors are
         // read during the call; the addresses are the caller's to name, with the sizes that the
         // layouts say. The two kinds of streams are the same.
-        unsafe {
+        let done = unsafe {
             result::matmul(
-                self.handle,
-                prepared.description.0,
+                handle,
+                ready.description.0,
                 (&raw const one).cast(),
                 (&raw const kept).cast(),
                 pointer(product.b),
-                prepared.sides[0].0,
+                ready.sides[0].0,
                 pointer(product.a),
-                prepared.sides[1].0,
+                ready.sides[1].0,
                 pointer(product.y),
-                prepared.out.0,
+                ready.out.0,
                 pointer(product.y),
-                prepared.out.0,
-                &prepared.algorithm,
+                ready.out.0,
+                &ready.algorithm,
                 pointer(product.workspace),
                 product.workspace_bytes,
                 stream.cast(),
             )
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err(error) if is_refusal(&error) => {
+                *prepared = None;
+                Ok(false)
+            }
+            Err(error) => Err(failed(&format!("{product:?}"), error)),
         }
-        .map_err(|error| failed(&format!("{product:?}"), error))
     }
 }
 
@@ -151,6 +164,15 @@ impl Drop for CublasLt {
         // SAFETY: made by `open`, destroyed once. A failure leaves nothing to do.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
+}
+
+/// Whether the library says that it does not do such a product, which leaves everything as it was.
+fn is_refusal(error: &result::CublasError) -> bool {
+    use sys::cublasStatus_t::*;
+    matches!(
+        error.0,
+        CUBLAS_STATUS_NOT_SUPPORTED | CUBLAS_STATUS_INVALID_VALUE | CUBLAS_STATUS_ARCH_MISMATCH
+    )
 }
 
 fn failed(doing: &str, error: result::CublasError) -> Error {

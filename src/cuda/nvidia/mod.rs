@@ -31,8 +31,31 @@ use super::driver::{Arg, Driver, Graph, Launch, Limits, VendorProduct};
 use crate::error::{Error, ErrorKind, Result};
 use cublaslt::CublasLt;
 use modules::Modules;
+pub(super) use nvrtc::cache_folder;
 pub use probe::{DeviceInfo, available, devices};
 use staging::{Ring, SLOT_BYTES, SLOTS};
+
+/// What times of kernels depend on: the device, the driver, the build of the kernels.
+///
+/// # Errors
+/// `Device` without such a device.
+pub(super) fn identity(ordinal: usize) -> Result<String> {
+    Ok(identity_of(&probe::device(ordinal)?.1))
+}
+
+fn identity_of(device: &DeviceInfo) -> String {
+    let (major, minor) = device.capability;
+    let mut kernels = blake3::Hasher::new();
+    for (_, source) in modules::SOURCES {
+        kernels.update(source.as_bytes());
+    }
+    format!(
+        "{}, sm_{major}{minor}, driver {}, kernels {}",
+        device.name,
+        probe::driver_version(),
+        &kernels.finalize().to_hex()[..16]
+    )
+}
 
 /// An NVIDIA GPU.
 pub(super) struct NvidiaDriver {
@@ -184,7 +207,7 @@ impl NvidiaDriver {
     fn cublaslt(&mut self) -> Result<Option<&mut CublasLt>> {
         if self.cublaslt.is_none() {
             self.not_while_capturing("loading cuBLASLt")?;
-            self.cublaslt = Some(CublasLt::open()?);
+            self.cublaslt = Some(CublasLt::open());
         }
         Ok(self.cublaslt.as_mut().and_then(Option::as_mut))
     }
@@ -234,6 +257,10 @@ impl Driver for NvidiaDriver {
             ..
         } = &self.info;
         format!("cuda:{ordinal}, {name}, sm_{major}{minor}")
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(identity_of(&self.info))
     }
 
     fn limits(&self) -> Limits {
@@ -358,7 +385,7 @@ impl Driver for NvidiaDriver {
             driver.follow_uploads()?;
             let stream = driver.compute;
             match driver.cublaslt()? {
-                Some(library) => library.product(product, stream).map(|()| true),
+                Some(library) => library.product(product, stream),
                 None => Ok(false),
             }
         })

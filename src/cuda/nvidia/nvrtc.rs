@@ -53,8 +53,8 @@ pub(super) fn compile(
     })
 }
 
-/// Where compiled kernels are kept: `sft/kernels` in the user's cache folder.
-fn cache_folder() -> Option<PathBuf> {
+/// Where compiled kernels are kept, and how long they take: `sft/kernels` in the user's cache folder.
+pub(in crate::cuda) fn cache_folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let base = if cfg!(windows) {
         PathBuf::from(set("LOCALAPPDATA")?)

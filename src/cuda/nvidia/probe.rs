@@ -133,6 +133,15 @@ fn load() -> std::result::Result<(), String> {
     }
 }
 
+/// The driver's version, as CUDA counts them. For a device that is there.
+pub(super) fn driver_version() -> i32 {
+    let mut version = 0;
+    // SAFETY: the library is loaded, for there is a device; `version` outlives the call. On failure
+    // the zero stays.
+    let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
+    version
+}
+
 fn count() -> Result<usize> {
     let mut count = 0;
     // SAFETY: the library is initialized; `count` outlives the call.
