@@ -19,6 +19,9 @@ mod failing_device;
 #[cfg(feature = "emulate")]
 #[path = "network/graphs.rs"]
 mod graphs;
+#[cfg(feature = "cuda")]
+#[path = "network/products.rs"]
+mod products;
 use device::{Device, on_every_backend};
 
 /// The folder beside this file; `SFT_FIXTURES` where the test runs away from its repository.

@@ -198,7 +198,7 @@ config! {
     "Machine" {
         /// auto | cpu | cuda | cuda:N.
         device: Device = Device::Auto;
-        /// What multiplies matrices on CUDA: own (kernels), cublaslt, auto (own, until measured otherwise).
+        /// What multiplies matrices on CUDA: own (kernels), cublaslt, auto (the quicker for each product).
         gemm: Gemm = Gemm::Auto;
         /// Compute threads; null: all cores.
         threads: Option<usize> = None;

@@ -89,7 +89,7 @@ impl Needs {
 pub(super) enum OpenDevice {
     Cpu(Cpu, Needs),
     #[cfg(feature = "cuda")]
-    Cuda(Cuda, Needs),
+    Cuda(Box<Cuda>, Needs),
 }
 
 impl OpenDevice {
@@ -127,7 +127,7 @@ impl OpenDevice {
             Gemm::Own => GemmProvider::Portable,
             Gemm::CublasLt => GemmProvider::CublasLt,
         })?;
-        Ok(Self::Cuda(backend, Needs::of_cuda(config)))
+        Ok(Self::Cuda(Box::new(backend), Needs::of_cuda(config)))
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -168,7 +168,7 @@ impl OpenDevice {
                 if matches!(work.purpose, Purpose::Train { .. }) {
                     cuda.choose_gemm(&gemm::products(&spec, &work))?;
                 }
-                Box::new(Network::new(cuda, spec, table, work)?)
+                Box::new(Network::new(*cuda, spec, table, work)?)
             }
         })
     }

@@ -27,6 +27,31 @@ fn a_plan_for_cuda_needs_no_device() {
 }
 
 #[test]
+fn a_plan_for_cuda_names_every_matrix_product_and_who_multiplies() {
+    let dir = folder();
+    let products_of = |keys: Value| {
+        let config = config(dir.path(), keys);
+        sft::engine::plan_run(&config, Hooks::default())
+            .unwrap()
+            .gemm
+    };
+    // No machine of a test has so many GPUs, so there is no table to read.
+    let products = products_of(json!({"device": "cuda:77"}));
+    assert_eq!(products.len(), 15);
+    for product in &products {
+        assert_eq!((product.provider, product.own_microseconds), ("own", None));
+        assert!(product.m > 0 && product.n > 0 && product.k > 0);
+    }
+    assert!(products_of(json!({"device": "cpu"})).is_empty());
+    let products = products_of(json!({"device": "cuda:77", "gemm": "cublaslt"}));
+    assert!(
+        products
+            .iter()
+            .all(|product| product.provider == "cublaslt")
+    );
+}
+
+#[test]
 fn auto_without_a_device_is_the_cpu_and_one_line_says_why() {
     if sft::cuda::available().is_ok() {
         return;

@@ -5,7 +5,7 @@ use super::scale::{Model, Scale};
 use super::tensors::Tensors;
 use serde_json::{Value, json};
 use sft::Result;
-use sft::cuda::Cuda;
+use sft::cuda::{Cuda, GemmProvider};
 use sft::dtype::DType;
 use sft::ops::{
     AdamW, AdamWStep, Attention, AttentionShape, Backend, Cast, ClipStats, CrossEntropy, Embedding,
@@ -104,6 +104,30 @@ impl Speed {
         Ok(())
     }
 
+    /// A matrix product by own kernels, and where cuBLASLt can be loaded by it as well, with how fast
+    /// the own ones are beside it.
+    fn product(
+        &mut self,
+        op: &str,
+        case: &str,
+        work: Work,
+        mut launch: impl FnMut(&mut Cuda),
+    ) -> Result<()> {
+        let own = self.rows.len();
+        self.measure(op, case, work, &mut launch)?;
+        self.rows[own]["gemm"] = json!("own");
+        if self.t.backend.set_gemm(GemmProvider::CublasLt).is_ok() {
+            let measured = self.measure(op, case, work, &mut launch);
+            self.t.backend.set_gemm(GemmProvider::Portable)?;
+            measured?;
+            let seconds = |row: &Value| row["seconds"].as_f64().unwrap_or(f64::NAN);
+            let fraction = seconds(&self.rows[own + 1]) / seconds(&self.rows[own]);
+            self.rows[own]["fraction_of_cublaslt"] = json!(fraction);
+            self.rows[own + 1]["gemm"] = json!("cublaslt");
+        }
+        Ok(())
+    }
+
     /// The bandwidth that everything else is held against.
     fn copy(&mut self, scale: &Scale) -> Result<()> {
         self.clear();
@@ -139,13 +163,13 @@ impl Speed {
             let dweight = self.t.full(outputs * inputs, 1.0);
             let work = Work::Operations(2 * rows * inputs * outputs);
             let case = format!("{} {name} {rows}x{inputs}x{outputs}", model.name);
-            self.measure("linear forward", &case, work, |b| {
+            self.product("linear forward", &case, work, |b| {
                 b.linear_forward(shape, x, weight, None, None, y);
             })?;
-            self.measure("linear backward input", &case, work, |b| {
+            self.product("linear backward input", &case, work, |b| {
                 b.linear_backward_input(shape, dy, weight, dx);
             })?;
-            self.measure("linear backward weight", &case, work, |b| {
+            self.product("linear backward weight", &case, work, |b| {
                 b.linear_backward_weight(shape, dy, x, dweight, None);
             })?;
         }
