@@ -108,9 +108,10 @@ impl Journal {
 
     /// Bytes of the rows in the file, and a handle by which another thread can make them durable; none
     /// where rows are still to be written and cannot be, since what a broken log costs is rows.
-    pub fn mark(&mut self) -> (u64, Option<File>) {
+    pub fn mark(&mut self) -> (u64, Option<LogFile>) {
         let file = self.flush().ok().and_then(|()| self.file.try_clone().ok());
-        (self.length, file)
+        let path = self.path.clone();
+        (self.length, file.map(|file| LogFile { path, file }))
     }
 
     fn write(&mut self, row: Value) -> Result<()> {
@@ -142,6 +143,19 @@ impl Journal {
         self.length += self.pending.len() as u64;
         self.pending.clear();
         Ok(())
+    }
+}
+
+/// The log for another thread.
+pub(super) struct LogFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogFile {
+    /// Makes the rows in the file durable.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| Error::io(&self.path, e))
     }
 }
 

@@ -94,7 +94,11 @@ impl AtomicFolder {
             Err(_) if !inside && destination.is_dir() => return Self::stage(destination, true),
             Err(e) => return Err(Error::io(&destination, e)),
         }
-        let lock = File::open(&staging).map_err(|e| Error::io(&staging, e))?;
+        let lock = File::open(&staging).map_err(|e| {
+            // Not there for long: it is empty.
+            let _ = fs::remove_dir(&staging);
+            Error::io(&destination, e)
+        })?;
         // Not every file system can lock; the price is a leftover that stays.
         let _ = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
         remove_leftovers(&destination, &staging);
@@ -198,7 +202,7 @@ impl AtomicFolder {
     /// # Errors
     /// [`ErrorKind::Io`] naming the file or folder.
     pub fn merge(self, owned: impl Fn(&str) -> bool) -> Result<()> {
-        sync_tree(&self.staging).map_err(|e| Error::io(&self.destination, e))?;
+        sync_tree(&self.staging, &self.destination)?;
         let old = match self.destination.is_dir() {
             true => list(&self.destination)?,
             false => BTreeSet::new(),
@@ -231,7 +235,7 @@ impl AtomicFolder {
                 remove(&path).map_err(|e| Error::io(&path, e))?;
             }
         }
-        sync_tree(&self.destination).map_err(|e| Error::io(&self.destination, e))
+        sync_tree(&self.destination, &self.destination)
     }
 }
 
@@ -350,15 +354,16 @@ fn sync_folder(folder: &Path) -> Result<()> {
         .map_err(|e| Error::io(folder, e))
 }
 
-/// Flushes the entries of `folder` and its subfolders.
-fn sync_tree(folder: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
+/// Flushes the entries of `folder` and its subfolders; errors name them under `shown`.
+fn sync_tree(folder: &Path, shown: &Path) -> Result<()> {
+    let io = |e| Error::io(shown, e);
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if entry.file_type().map_err(io)?.is_dir() {
+            sync_tree(&entry.path(), &shown.join(entry.file_name()))?;
         }
     }
-    File::open(folder)?.sync_all()
+    File::open(folder).and_then(|f| f.sync_all()).map_err(io)
 }
 
 /// A disk that fills up, for the tests of this crate.

@@ -4,11 +4,11 @@ use super::manifest::{BestPlace, FORMAT, Manifest, RunState};
 use super::{BEST, MANIFEST, MODEL, OPTIMIZER, is_of_stem};
 use crate::dtype::DType;
 use crate::engine::any_network::AnyNetwork;
-use crate::error::{Error, Result, ResultExt};
+use crate::engine::journal::LogFile;
+use crate::error::{Result, ResultExt};
 use crate::io::{AtomicFolder, TensorMeta, write_safetensors};
 use crate::model::{ModelSpec, Param, ParamTable, SaveOptions, is_model_file, write_model};
 use crate::train::Moment;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub(in crate::engine) struct Contents {
     /// The model that is trained.
     pub model: Arc<ModelFiles>,
     /// The log, whose first `state.log_bytes` bytes are made durable before the checkpoint is.
-    pub log: Option<File>,
+    pub log: Option<LogFile>,
 }
 
 /// The weights of the best update, in the layout of the parameter table.
@@ -141,8 +141,7 @@ fn write_files<T: Tensors + ?Sized>(
     staged.write(MANIFEST, &manifest.encode()?)?;
     if let Some(log) = log {
         // A checkpoint must not be there without the rows of the log that it counts.
-        let failed = |e| Error::io("the log", e);
-        log.sync_all().map_err(failed)?;
+        log.sync()?;
     }
     staged.merge(is_checkpoint_file)?;
     Ok(Written {
