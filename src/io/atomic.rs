@@ -4,7 +4,7 @@
 //! moved into place by a rename; the parent folder is flushed last. Whatever fails before the rename
 //! (a full disk, a broken source, a killed process) leaves the earlier content untouched. A leftover
 //! of a killed process is removed by the next writer to the same destination: a live writer holds a
-//! lock on its folder, which the system drops with the process.
+//! lock on it, which the system drops with the process.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -299,19 +299,19 @@ fn is_staging(name: &str, destination: &Path) -> bool {
     staging_prefix(destination).is_some_and(|prefix| name.starts_with(&prefix))
 }
 
-/// Removes staging folders for `destination` whose writer is gone, all but `own`.
+/// Removes staging files and folders for `destination` whose writer is gone, all but `own`.
 fn remove_leftovers(destination: &Path, own: &Path) {
     let parent = parent_of(own);
     for name in list(&parent).unwrap_or_default() {
         let path = parent.join(&name);
-        if path == own || !path.is_dir() || !is_staging(&name, destination) {
+        if path == own || !is_staging(&name, destination) {
             continue;
         }
-        let Ok(folder) = File::open(&path) else {
+        let Ok(leftover) = File::open(&path) else {
             continue;
         };
-        if rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = fs::remove_dir_all(&path);
+        if rustix::fs::flock(&leftover, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = remove(&path);
         }
     }
 }

@@ -75,10 +75,12 @@ impl Session {
         let saves = self.config.save_strategy != SaveStrategy::No
             && self.step > 0
             && verdict.reason != StopReason::NonFinite;
-        // One that has failed in the background is known by now, and tried again.
+        let begun = self.checkpointed == Some(self.step);
         let mut result = self.finish_checkpoints();
         if saves && self.checkpointed != Some(self.step) {
-            result = self.begin_checkpoint().and(self.finish_checkpoints());
+            let last = self.begin_checkpoint().and(self.finish_checkpoints());
+            // The one of this update that failed in the background has now been tried again.
+            result = if begun { last } else { result.and(last) };
         }
         let restored = self.restore_best();
         let logged = self.journal.end(&self.snapshot(), &verdict.detail);

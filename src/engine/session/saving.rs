@@ -112,20 +112,19 @@ impl Session {
     fn take_in(&mut self, outcomes: Vec<Result<Durable>>) -> Result<()> {
         let mut result = Ok(());
         for outcome in outcomes {
-            let told = match outcome {
+            match outcome {
                 Ok(durable) => self.is_durable(durable),
                 Err(error) => {
                     // So that the last one is tried again at the end.
                     self.checkpointed = None;
-                    Err(error)
+                    result = result.and(Err(error));
                 }
-            };
-            result = result.and(told);
+            }
         }
         result
     }
 
-    fn is_durable(&mut self, durable: Durable) -> Result<()> {
+    fn is_durable(&mut self, durable: Durable) {
         let Durable { step, folder } = durable;
         self.durable = self.durable.max(Some(step));
         self.hooks.info(format!("{} is written", folder.display()));
@@ -134,8 +133,12 @@ impl Session {
         }
         let best = self.stop.best().and_then(|best| best.step);
         let writing = self.writer.writing();
-        self.files
-            .wrote(step, self.config.save_total_limit, best, writing)
+        let limit = self.config.save_total_limit;
+        if let Err(error) = self.files.wrote(step, limit, best, writing) {
+            // Nothing that was saved is lost by it, so it does not hold up the run.
+            self.hooks
+                .warning(format!("an old checkpoint cannot be deleted: {error}"));
+        }
     }
 }
 
