@@ -30,6 +30,9 @@ pub fn write_file(
     let staged = parent.join(staging_name(path)?);
     let written = (|| {
         let mut writer = FileWriter::create(&staged, path, None)?;
+        // Held until the file has its name.
+        let _lock = writer.lock();
+        remove_leftovers(path, &staged);
         fill(&mut writer)?;
         writer.finish()?;
         fs::rename(&staged, path).map_err(|e| Error::io(path, e))?;
@@ -426,6 +429,20 @@ mod tests {
         assert!(error.to_string().contains("state.json"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(names(dir.path()), ["state.json"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_with_the_next_one_and_what_a_live_one_has_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        fs::write(dir.path().join(".state.json.partial-1-0"), "torn").unwrap();
+        fs::write(dir.path().join(".other.json.partial-1-0"), "torn").unwrap();
+        write_file(&path, |_| {
+            // Another one that begins and ends meanwhile.
+            write_file(&path, |w| w.write(b"first"))
+        })
+        .unwrap();
+        assert_eq!(names(dir.path()), [".other.json.partial-1-0", "state.json"]);
     }
 
     #[test]

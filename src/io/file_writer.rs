@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
+
 #[cfg(test)]
 use super::atomic::test_disk;
 use super::checksum::{FileSummary, Segment};
@@ -53,6 +55,14 @@ impl<'a> FileWriter<'a> {
             shown: shown.to_owned(),
             checksums,
         })
+    }
+
+    /// Tells other writers, as long as what it returns lives, that the file is in use. Not every file
+    /// system can lock; the price is a leftover that stays.
+    pub(super) fn lock(&self) -> Option<File> {
+        let file = self.file.get_ref().try_clone().ok()?;
+        let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        Some(file)
     }
 
     /// Appends `bytes`.
