@@ -1,19 +1,19 @@
 //! A file under construction, with checksums of its segments on the way.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
 #[cfg(test)]
 use super::atomic::test_disk;
+use super::block_file::BlockFile;
 use super::checksum::{FileSummary, Segment};
 use crate::{Error, ErrorKind, Result};
 
 /// A buffered file whose errors name the destination.
 pub struct FileWriter<'a> {
-    file: BufWriter<File>,
+    file: BlockFile,
     shown: PathBuf,
     checksums: Option<Checksums<'a>>,
 }
@@ -51,7 +51,7 @@ impl<'a> FileWriter<'a> {
             all,
         });
         Ok(Self {
-            file: BufWriter::with_capacity(1 << 20, file),
+            file: BlockFile::new(file),
             shown: shown.to_owned(),
             checksums,
         })
@@ -60,7 +60,7 @@ impl<'a> FileWriter<'a> {
     /// Tells other writers, as long as what it returns lives, that the file is in use. Not every file
     /// system can lock; the price is a leftover that stays.
     pub(super) fn lock(&self) -> Option<File> {
-        let file = self.file.get_ref().try_clone().ok()?;
+        let file = self.file.file().try_clone().ok()?;
         let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
         Some(file)
     }
@@ -76,7 +76,7 @@ impl<'a> FileWriter<'a> {
             checksums.open.bytes += bytes.len() as u64;
             checksums.open.hasher.update(bytes);
         }
-        self.file.write_all(bytes).map_err(|e| self.error(e))
+        self.file.append(bytes).map_err(|e| self.error(e))
     }
 
     /// What follows is a segment of its own in the file's summary: the tensor `name`. What was written
@@ -98,8 +98,7 @@ impl<'a> FileWriter<'a> {
     /// # Errors
     /// [`ErrorKind::Io`] naming the destination.
     pub fn finish(mut self) -> Result<()> {
-        self.file.flush().map_err(|e| self.error(e))?;
-        self.file.get_ref().sync_all().map_err(|e| self.error(e))?;
+        self.file.finish().map_err(|e| self.error(e))?;
         if let Some(mut checksums) = self.checksums {
             checksums.close_segment();
             checksums.all.push(checksums.summary);

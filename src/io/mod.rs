@@ -1,6 +1,7 @@
 //! Files: tensors in the safetensors format, and writing that never leaves half a file behind.
 
 pub mod atomic;
+mod block_file;
 mod checksum;
 mod file_writer;
 mod host_memory;
