@@ -144,19 +144,21 @@ impl RunFiles {
         self.folder.join(format!("checkpoint-{step}"))
     }
 
-    /// Notes a checkpoint that has become durable, and deletes the oldest ones beyond `limit`; never
-    /// the one just noted, the newest, that of `best` or the one that is being `written`.
+    /// Notes a checkpoint that has become durable and says which are now to be deleted: the oldest ones
+    /// beyond `limit`; never the one just noted, the newest, that of `best` or the one that is being
+    /// `written`.
     pub fn wrote(
         &mut self,
         step: u64,
         limit: Option<usize>,
         best: Option<u64>,
         written: Option<u64>,
-    ) -> Result<()> {
+    ) -> Vec<PathBuf> {
         self.checkpoints.retain(|&s| s != step);
         self.checkpoints.push(step);
         self.checkpoints.sort_unstable();
-        let Some(limit) = limit else { return Ok(()) };
+        let mut gone = Vec::new();
+        let limit = limit.unwrap_or(usize::MAX);
         while self.checkpoints.len() > limit.max(1) {
             let newest = self.checkpoints.last().copied();
             let spared = [Some(step), newest, best, written];
@@ -164,11 +166,10 @@ impl RunFiles {
             let Some(oldest) = self.checkpoints.iter().position(spare) else {
                 break;
             };
-            let gone = self.checkpoints.remove(oldest);
-            let folder = self.checkpoint(gone);
-            std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            let oldest = self.checkpoints.remove(oldest);
+            gone.push(self.checkpoint(oldest));
         }
-        Ok(())
+        gone
     }
 }
 
@@ -208,7 +209,9 @@ mod tests {
             (Some(9), None, None, vec![1, 2, 3, 4, 5]),
         ] {
             let (_dir, mut files) = with_checkpoints(&[1, 2, 3, 4, 5]);
-            files.wrote(5, limit, best, written).unwrap();
+            for folder in files.wrote(5, limit, best, written) {
+                std::fs::remove_dir(folder).unwrap();
+            }
             assert_eq!(left(&files), expected, "{limit:?} {best:?} {written:?}");
         }
     }
@@ -216,7 +219,7 @@ mod tests {
     #[test]
     fn one_that_is_told_late_does_not_push_the_newest_out() {
         let (_dir, mut files) = with_checkpoints(&[3, 5]);
-        files.wrote(3, Some(1), None, None).unwrap();
+        assert!(files.wrote(3, Some(1), None, None).is_empty());
         assert_eq!(left(&files), [3, 5]);
     }
 

@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::available_memory;
 use crate::model::{Param, ParamTable};
 use crate::train::Moment;
+use memmap2::MmapMut;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -24,9 +25,10 @@ pub(in crate::engine) struct Durable {
 
 /// Writes checkpoints one after the other, on a thread that the first one starts. It holds a copy of
 /// the weights and of both moments, allocated at the first checkpoint and used again; where the host
-/// has no room for one, checkpoints are written on the calling thread.
+/// has no room for one, checkpoints are written on the calling thread. It also deletes old ones, which
+/// for gigabytes takes a while too.
 ///
-/// Dropping it waits for the checkpoint on the way.
+/// Dropping it waits for what is on the way.
 #[derive(Default)]
 pub(in crate::engine) struct Writer {
     /// The newest durable checkpoint, to link from.
@@ -37,6 +39,10 @@ pub(in crate::engine) struct Writer {
     writing: Option<u64>,
     /// What came of earlier ones and has not been told yet.
     outcomes: Vec<Result<Durable>>,
+    /// Folders that are still to be deleted.
+    removing: usize,
+    /// Why some could not be.
+    not_removed: Vec<Error>,
 }
 
 impl Writer {
@@ -77,11 +83,11 @@ impl Writer {
             buffers,
             earlier: self.earlier.clone(),
         };
-        match self.hand_over(job) {
+        match self.hand_over(Task::Write(Box::new(job))) {
             None => self.writing = Some(step),
             // The system gives no thread.
-            Some(job) => {
-                let outcome = job.run();
+            Some(task) => {
+                let outcome = task.run();
                 self.take_in(outcome);
             }
         }
@@ -113,28 +119,58 @@ impl Writer {
 
     /// What became durable, or failed, since the last call; does not wait.
     pub fn poll(&mut self) -> Vec<Result<Durable>> {
-        if self.writing.is_some()
+        while self.is_busy()
             && let Some(thread) = &self.thread
         {
             match thread.outcomes.try_recv() {
                 Ok(outcome) => self.take_in(outcome),
-                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => self.thread_is_gone(),
             }
         }
         std::mem::take(&mut self.outcomes)
     }
 
-    /// As [`Writer::poll`], once nothing is on the way any more.
+    /// As [`Writer::poll`], once no checkpoint is on the way any more.
     pub fn finish(&mut self) -> Vec<Result<Durable>> {
         self.wait();
         std::mem::take(&mut self.outcomes)
     }
 
-    fn wait(&mut self) {
-        if self.writing.is_none() {
-            return;
+    /// Deletes an old checkpoint, after what is on the way. Whether that failed is told by
+    /// [`Writer::not_removed`].
+    pub fn remove(&mut self, folder: PathBuf) {
+        self.removing += 1;
+        if let Some(task) = self.hand_over(Task::Remove(folder)) {
+            let outcome = task.run();
+            self.take_in(outcome);
         }
+    }
+
+    /// Waits for all deletions.
+    pub fn finish_removals(&mut self) {
+        while self.removing > 0 {
+            self.take_next();
+        }
+    }
+
+    /// Why folders could not be deleted since the last call.
+    pub fn not_removed(&mut self) -> Vec<Error> {
+        std::mem::take(&mut self.not_removed)
+    }
+
+    fn wait(&mut self) {
+        while self.writing.is_some() {
+            self.take_next();
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.writing.is_some() || self.removing > 0
+    }
+
+    /// Waits for the thread's next outcome.
+    fn take_next(&mut self) {
         let outcome = self.thread.as_ref().and_then(|t| t.outcomes.recv().ok());
         match outcome {
             Some(outcome) => self.take_in(outcome),
@@ -142,21 +178,29 @@ impl Writer {
         }
     }
 
-    /// Gives the job back when there is no thread to take it.
-    fn hand_over(&mut self, job: Job) -> Option<Job> {
+    /// Gives the task back when there is no thread to take it.
+    fn hand_over(&mut self, task: Task) -> Option<Task> {
         if self.thread.is_none() {
             self.thread = Thread::start();
         }
         match &self.thread {
-            Some(thread) => thread.send(job),
-            None => Some(job),
+            Some(thread) => thread.send(task),
+            None => Some(task),
         }
     }
 
     fn take_in(&mut self, outcome: Outcome) {
-        self.writing = None;
-        self.idle = Some(outcome.buffers);
-        self.note(outcome.written);
+        match outcome {
+            Outcome::Written(done) => {
+                self.writing = None;
+                self.idle = Some(done.buffers);
+                self.note(done.written);
+            }
+            Outcome::Removed(removed) => {
+                self.removing -= 1;
+                self.not_removed.extend(removed.err());
+            }
+        }
     }
 
     fn note(&mut self, written: Result<Written>) {
@@ -170,6 +214,7 @@ impl Writer {
     /// Cannot happen, since the thread catches what a checkpoint can throw; told all the same.
     fn thread_is_gone(&mut self) {
         self.writing = None;
+        self.removing = 0;
         self.thread = None;
         let message = "the thread that writes checkpoints has ended";
         self.outcomes
@@ -184,45 +229,46 @@ fn durable(written: &Written) -> Durable {
     }
 }
 
-/// A thread that takes jobs. Dropping it waits for the one that it has.
+/// A thread that takes tasks. Dropping it waits for those that it has.
 struct Thread {
     /// Taken by the drop, which ends the thread's loop.
-    jobs: Option<Sender<Job>>,
+    tasks: Option<Sender<Task>>,
     outcomes: Receiver<Outcome>,
     handle: Option<JoinHandle<()>>,
 }
 
 impl Thread {
     fn start() -> Option<Self> {
-        let (jobs, incoming) = channel::<Job>();
+        let (tasks, incoming) = channel::<Task>();
         let (outgoing, outcomes) = channel();
         let work = move || {
-            for job in incoming {
-                if outgoing.send(job.run()).is_err() {
+            stand_back();
+            for task in incoming {
+                if outgoing.send(task.run()).is_err() {
                     break;
                 }
             }
         };
         let builder = std::thread::Builder::new().name("sft-checkpoint".into());
         Some(Self {
-            jobs: Some(jobs),
+            tasks: Some(tasks),
             outcomes,
             handle: Some(builder.spawn(work).ok()?),
         })
     }
 
-    /// Gives the job back when the thread has ended.
-    fn send(&self, job: Job) -> Option<Job> {
-        match &self.jobs {
-            Some(jobs) => jobs.send(job).err().map(|unsent| unsent.0),
-            None => Some(job),
+    /// Gives the task back when the thread has ended.
+    fn send(&self, task: Task) -> Option<Task> {
+        match &self.tasks {
+            Some(tasks) => tasks.send(task).err().map(|unsent| unsent.0),
+            None => Some(task),
         }
     }
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.tasks = None;
         if let Some(handle) = self.handle.take() {
             // Its panics are caught; there is nothing left to tell.
             let _ = handle.join();
@@ -237,9 +283,31 @@ struct Job {
     earlier: Option<Arc<Written>>,
 }
 
-struct Outcome {
+enum Task {
+    Write(Box<Job>),
+    Remove(PathBuf),
+}
+
+enum Outcome {
+    Written(Box<JobDone>),
+    Removed(Result<()>),
+}
+
+struct JobDone {
     written: Result<Written>,
     buffers: Buffers,
+}
+
+impl Task {
+    fn run(self) -> Outcome {
+        match self {
+            Self::Write(job) => job.run(),
+            Self::Remove(folder) => {
+                let removed = std::fs::remove_dir_all(&folder);
+                Outcome::Removed(removed.map_err(|e| Error::io(&folder, e)))
+            }
+        }
+    }
 }
 
 impl Job {
@@ -262,9 +330,20 @@ impl Job {
             );
             Err(Error::new(ErrorKind::Panic, message))
         });
-        Outcome { written, buffers }
+        Outcome::Written(Box::new(JobDone { written, buffers }))
     }
 }
+
+/// Lets the threads that train go first: what takes their time here and there holds up all of them, since
+/// they wait for each other.
+#[cfg(target_os = "linux")]
+fn stand_back() {
+    // On Linux the number of a thread stands for that thread alone. Who must not has the usual priority.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 15);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn stand_back() {}
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -274,9 +353,29 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 /// A copy of what changes with an update, each in the layout of the parameter table.
 struct Buffers {
-    weights: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    weights: HostCopy,
+    first: HostCopy,
+    second: HostCopy,
+}
+
+/// Numbers in memory whose pages are made by the threads that first fill them: made by one thread, those
+/// of a gigabyte hold up an update.
+struct HostCopy(MmapMut);
+
+impl HostCopy {
+    fn new(len: usize) -> Option<Self> {
+        MmapMut::map_anon(len.max(1) * size_of::<f32>())
+            .ok()
+            .map(Self)
+    }
+
+    fn values(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
 }
 
 impl Buffers {
@@ -287,25 +386,23 @@ impl Buffers {
         if available_memory().is_some_and(|available| available < bytes + bytes / 8) {
             return None;
         }
-        let zeros = || {
-            let mut values = Vec::new();
-            values.try_reserve_exact(table.len).ok()?;
-            values.resize(table.len, 0.0);
-            Some(values)
-        };
         Some(Self {
-            weights: zeros()?,
-            first: zeros()?,
-            second: zeros()?,
+            weights: HostCopy::new(table.len)?,
+            first: HostCopy::new(table.len)?,
+            second: HostCopy::new(table.len)?,
         })
     }
 
     fn fill(&mut self, table: &ParamTable, network: &mut dyn AnyNetwork) -> Result<()> {
         for param in &table.params {
             let range = param.offset..param.offset + param.len();
-            network.read_weight(param, 0, &mut self.weights[range.clone()])?;
-            network.read_moment(Moment::First, param, 0, &mut self.first[range.clone()])?;
-            network.read_moment(Moment::Second, param, 0, &mut self.second[range])?;
+            network.read_weight(param, 0, &mut self.weights.values_mut()[range.clone()])?;
+            for (moment, copy) in [
+                (Moment::First, &mut self.first),
+                (Moment::Second, &mut self.second),
+            ] {
+                network.read_moment(moment, param, 0, &mut copy.values_mut()[range.clone()])?;
+            }
         }
         Ok(())
     }
@@ -318,7 +415,7 @@ fn copy(values: &[f32], param: &Param, start: usize, to: &mut [f32]) {
 
 impl Tensors for Buffers {
     fn weights(&mut self, param: &Param, start: usize, to: &mut [f32]) -> Result<()> {
-        copy(&self.weights, param, start, to);
+        copy(self.weights.values(), param, start, to);
         Ok(())
     }
 
@@ -327,7 +424,7 @@ impl Tensors for Buffers {
             Moment::First => &self.first,
             Moment::Second => &self.second,
         };
-        copy(values, param, start, to);
+        copy(values.values(), param, start, to);
         Ok(())
     }
 }

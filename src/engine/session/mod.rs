@@ -172,6 +172,8 @@ impl Session {
                 return Err(error);
             }
         };
+        let written = |earlier: &resume::Earlier| earlier.checkpoint.written().clone();
+        let mut writer = Writer::new(earlier.as_ref().map(written));
         let of_last = files.checkpoint(standing.step);
         let is_last = earlier
             .as_ref()
@@ -179,9 +181,8 @@ impl Session {
         if is_last {
             // The leg before may have been cut off before it deleted what was too many.
             let best = stop.best().and_then(|best| best.step);
-            let noted = files.wrote(standing.step, config.save_total_limit, best, None);
-            if let Err(error) = noted {
-                hooks.warning(format!("an old checkpoint stays: {error}"));
+            for folder in files.wrote(standing.step, config.save_total_limit, best, None) {
+                writer.remove(folder);
             }
         }
         Ok(Self {
@@ -204,7 +205,7 @@ impl Session {
             stop,
             files,
             journal,
-            writer: Writer::new(earlier.map(|earlier| earlier.checkpoint.written().clone())),
+            writer,
             checkpointed: resumed.filter(|_| is_last),
             durable: resumed.filter(|_| is_last),
             resumed,

@@ -100,13 +100,26 @@ impl Session {
     /// Takes in what has become of checkpoints on the way, without waiting.
     pub(super) fn poll_checkpoints(&mut self) -> Result<()> {
         let outcomes = self.writer.poll();
-        self.take_in(outcomes)
+        let result = self.take_in(outcomes);
+        self.warn_of_leftovers();
+        result
     }
 
     /// As [`Session::poll_checkpoints`], once none is on the way any more.
     pub(super) fn finish_checkpoints(&mut self) -> Result<()> {
         let outcomes = self.writer.finish();
-        self.take_in(outcomes)
+        let result = self.take_in(outcomes);
+        self.writer.finish_removals();
+        self.warn_of_leftovers();
+        result
+    }
+
+    /// Nothing that was saved is lost by a checkpoint too many, so it does not hold up the run.
+    fn warn_of_leftovers(&mut self) {
+        for error in self.writer.not_removed() {
+            self.hooks
+                .warning(format!("an old checkpoint cannot be deleted: {error}"));
+        }
     }
 
     fn take_in(&mut self, outcomes: Vec<Result<Durable>>) -> Result<()> {
@@ -134,10 +147,8 @@ impl Session {
         let best = self.stop.best().and_then(|best| best.step);
         let writing = self.writer.writing();
         let limit = self.config.save_total_limit;
-        if let Err(error) = self.files.wrote(step, limit, best, writing) {
-            // Nothing that was saved is lost by it, so it does not hold up the run.
-            self.hooks
-                .warning(format!("an old checkpoint cannot be deleted: {error}"));
+        for folder in self.files.wrote(step, limit, best, writing) {
+            self.writer.remove(folder);
         }
     }
 }
