@@ -75,7 +75,7 @@ fn network_in<B: Device>(
     let mut network = Network::new(B::with_threads(threads), spec, table, work).unwrap();
     let files = WeightFiles::open(&dir).unwrap();
     network
-        .load_weights(|p, out| files.read_f32(&p.name, &p.shape, out))
+        .load_weights(|p, start, out| files.read_f32_from(&p.name, &p.shape, start, out))
         .unwrap();
     network
 }

@@ -8,11 +8,12 @@ use crate::model::{ModelSpec, Param, ParamTable};
 use crate::ops::{Backend, ClipStats};
 use crate::train::{AdamWOptions, LossSums, Moment, Network};
 
-/// Reads one tensor's numbers.
-pub(super) type ReadTensor<'a> = dyn FnMut(&Param, &mut [f32]) -> Result<()> + 'a;
+/// Reads a part of a tensor, from an element on.
+pub(super) type ReadTensor<'a> = dyn Fn(&Param, usize, &mut [f32]) -> Result<()> + Sync + 'a;
 
-/// Reads one moment of one parameter.
-pub(super) type ReadMoment<'a> = dyn FnMut(Moment, &Param, &mut [f32]) -> Result<()> + 'a;
+/// Reads a part of one moment of one parameter, from an element on.
+pub(super) type ReadMoment<'a> =
+    dyn Fn(Moment, &Param, usize, &mut [f32]) -> Result<()> + Sync + 'a;
 
 /// A [`Network`] whose backend is not known.
 pub(super) trait AnyNetwork: Send {
@@ -21,7 +22,7 @@ pub(super) trait AnyNetwork: Send {
     fn plan(&self) -> &MemoryPlan;
     fn device(&self) -> String;
     fn status(&self) -> Result<()>;
-    fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()>;
+    fn load_weights(&mut self, read: &ReadTensor) -> Result<()>;
     fn read_weight(&mut self, param: &Param, start: usize, to: &mut [f32]) -> Result<()>;
     fn check_batch(&self, batch: &Batch) -> Result<()>;
     fn forward_backward(&mut self, batch: &Batch, scale: f64) -> Result<()>;
@@ -44,7 +45,7 @@ pub(super) trait AnyNetwork: Send {
         start: usize,
         to: &mut [f32],
     ) -> Result<()>;
-    fn load_moments(&mut self, read: &mut ReadMoment) -> Result<()>;
+    fn load_moments(&mut self, read: &ReadMoment) -> Result<()>;
     fn prefill(&mut self, prompt: &[i32]) -> Result<Vec<f32>>;
     fn decode(&mut self, token: i32, position: usize) -> Result<Vec<f32>>;
 }
@@ -70,7 +71,7 @@ impl<B: Backend> AnyNetwork for Network<B> {
         Network::status(self)
     }
 
-    fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()> {
+    fn load_weights(&mut self, read: &ReadTensor) -> Result<()> {
         Network::load_weights(self, read)
     }
 
@@ -125,7 +126,7 @@ impl<B: Backend> AnyNetwork for Network<B> {
         Network::read_moment(self, moment, param, start, to)
     }
 
-    fn load_moments(&mut self, read: &mut ReadMoment) -> Result<()> {
+    fn load_moments(&mut self, read: &ReadMoment) -> Result<()> {
         Network::load_moments(self, read)
     }
 

@@ -444,9 +444,10 @@ pub(super) fn open_network(
     let table = ParamTable::new(&spec);
     let precision = work.precision;
     let mut network = device.network(spec, table, work)?;
-    network.load_weights(&mut |param, values| {
-        hooks.canceller.check("loading the model")?;
-        files.read_f32(&param.name, &param.shape, values)
+    let canceller = &hooks.canceller;
+    network.load_weights(&|param, start, values| {
+        canceller.check("loading the model")?;
+        files.read_f32_from(&param.name, &param.shape, start, values)
     })?;
     hooks.info(format!(
         "{}: {} parameters on {}, {precision}",

@@ -2,7 +2,9 @@
 //! `model.safetensors.index.json`.
 //!
 //! Reading uses positioned reads straight into the destination rather than a memory map: the pages
-//! of a map count as the process's own memory, and a file that shrinks under a map kills the host.
+//! of a map count as the process's own memory, and a file that shrinks under a map kills the host. A
+//! part of a tensor can be read by itself, so that threads share the work in pieces that suit the memory
+//! they write to.
 //! Writing streams: a tensor is asked for in pieces, converted and appended, so saving needs a few
 //! megabytes beyond the weights themselves.
 
@@ -11,7 +13,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -31,6 +33,9 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Elements that one thread reads, or that one call of a writer's source delivers, at a time.
 const CHUNK: usize = 1 << 18;
+
+/// Elements that are read and looked at while they are in the cache.
+const CACHED: usize = 1 << 15;
 
 /// Shards are at most this long by default, as in the peer.
 pub const DEFAULT_SHARD_BYTES: u64 = 50_000_000_000;
@@ -157,7 +162,22 @@ impl WeightFiles {
     /// or bfloat16, and NaN or infinite values (with the index of the first); [`ErrorKind::Io`] when
     /// reading fails.
     pub fn read_f32(&self, name: &str, expected_shape: &[usize], out: &mut [f32]) -> Result<()> {
-        self.read(name, expected_shape, out, true)
+        self.read_whole(name, expected_shape, out, true)
+    }
+
+    /// As [`WeightFiles::read_f32`], of the elements of the flat tensor from `start` on, as many as
+    /// `out` has, on the calling thread.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::read_f32`].
+    pub fn read_f32_from(
+        &self,
+        name: &str,
+        expected_shape: &[usize],
+        start: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.read(name, expected_shape, start, out, true)
     }
 
     /// As [`WeightFiles::read_f32`], but NaN and infinite values are read like any others: for numbers
@@ -166,13 +186,47 @@ impl WeightFiles {
     /// # Errors
     /// As [`WeightFiles::read_f32`].
     pub fn read_any_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<()> {
-        self.read(name, shape, out, false)
+        self.read_whole(name, shape, out, false)
+    }
+
+    /// As [`WeightFiles::read_any_f32`], of the elements from `start` on, on the calling thread.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::read_f32`].
+    pub fn read_any_f32_from(
+        &self,
+        name: &str,
+        shape: &[usize],
+        start: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.read(name, shape, start, out, false)
+    }
+
+    fn read_whole(&self, name: &str, shape: &[usize], out: &mut [f32], finite: bool) -> Result<()> {
+        let len: usize = shape.iter().product();
+        if out.len() != len {
+            let message = format!(
+                "tensor `{name}` of {len} elements does not fit a buffer of {}",
+                out.len()
+            );
+            return Err(Error::new(ErrorKind::Internal, message));
+        }
+        if out.is_empty() {
+            return self.read(name, shape, 0, out, finite);
+        }
+        // The error of the lowest index, so that the message does not depend on the threads.
+        out.par_chunks_mut(CHUNK)
+            .enumerate()
+            .map(|(i, chunk)| self.read(name, shape, i * CHUNK, chunk, finite))
+            .reduce(|| Ok(()), Result::and)
     }
 
     fn read(
         &self,
         name: &str,
         expected_shape: &[usize],
+        start: usize,
         out: &mut [f32],
         finite: bool,
     ) -> Result<()> {
@@ -195,14 +249,11 @@ impl WeightFiles {
                 tensor.shape
             )));
         }
-        if out.len() != expected_shape.iter().product::<usize>() {
+        let len: usize = expected_shape.iter().product();
+        if start + out.len() > len {
             return Err(Error::new(
                 ErrorKind::Internal,
-                format!(
-                    "{} does not fit a buffer of {} elements",
-                    place(),
-                    out.len()
-                ),
+                format!("{} has no elements {start}+{}", place(), out.len()),
             ));
         }
         let dtype = readable(tensor.dtype).ok_or_else(|| {
@@ -211,26 +262,22 @@ impl WeightFiles {
                 tensor.dtype
             ))
         })?;
-        let read = |(i, chunk): (usize, &mut [f32])| -> Result<Option<usize>> {
-            let offset = tensor.offset + (i * CHUNK * dtype.size()) as u64;
+        for (i, chunk) in out.chunks_mut(CACHED).enumerate() {
+            let first = start + i * CACHED;
+            let offset = tensor.offset + (first * dtype.size()) as u64;
             read_chunk(&shard.file, offset, dtype, chunk).map_err(|e| Error::io(&shard.path, e))?;
-            let bad = chunk.iter().position(|x| finite && !x.is_finite());
-            Ok(bad.map(|j| i * CHUNK + j))
-        };
-        // The lowest index of all, so that the message does not depend on the threads.
-        let first_bad = out
-            .par_chunks_mut(CHUNK)
-            .enumerate()
-            .map(read)
-            .try_reduce(|| None, |a, b| Ok(a.into_iter().chain(b).min()))?;
-        match first_bad {
-            None => Ok(()),
-            Some(index) => Err(wrong(format!(
-                "holds {} at {:?}; the weights are damaged",
-                out[index],
-                unravel(index, expected_shape)
-            ))),
+            // Counted first, which takes many at a time; looked for only when there is one.
+            let bad: u32 = chunk.iter().map(|x| u32::from(!x.is_finite())).sum();
+            if finite && bad > 0 {
+                let at = chunk.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                return Err(wrong(format!(
+                    "holds {} at {:?}; the weights are damaged",
+                    chunk[at],
+                    unravel(first + at, expected_shape)
+                )));
+            }
         }
+        Ok(())
     }
 
     fn add_indexed(&mut self, index_path: &Path) -> Result<()> {
@@ -366,18 +413,23 @@ fn readable(dtype: Dtype) -> Option<DType> {
     }
 }
 
+/// Reads at most [`CACHED`] elements.
 fn read_chunk(file: &File, offset: u64, dtype: DType, out: &mut [f32]) -> std::io::Result<()> {
+    if dtype == DType::F32 {
+        return file.read_exact_at(bytemuck::cast_slice_mut(out), offset);
+    }
+    let mut halves = [0u16; CACHED];
+    let halves = &mut halves[..out.len()];
+    file.read_exact_at(bytemuck::cast_slice_mut(halves), offset)?;
     match dtype {
-        DType::F32 => file.read_exact_at(bytemuck::cast_slice_mut(out), offset)?,
-        DType::F16 => {
-            let mut halves = vec![f16::ZERO; out.len()];
-            file.read_exact_at(bytemuck::cast_slice_mut(&mut halves), offset)?;
-            halves.convert_to_f32_slice(out);
-        }
-        DType::BF16 => {
-            let mut halves = vec![bf16::ZERO; out.len()];
-            file.read_exact_at(bytemuck::cast_slice_mut(&mut halves), offset)?;
-            halves.convert_to_f32_slice(out);
+        DType::F16 => halves.reinterpret_cast::<f16>().convert_to_f32_slice(out),
+        _ => {
+            let widened = halves
+                .iter()
+                .map(|&half| f32::from_bits(u32::from(half) << 16));
+            out.iter_mut()
+                .zip(widened)
+                .for_each(|(to, wide)| *to = wide);
         }
     }
     Ok(())

@@ -44,6 +44,11 @@ pub use swiglu::Swiglu;
 
 use crate::dtype::DType;
 use crate::error::Result;
+use rayon::prelude::*;
+
+/// Delivers the numbers of a tensor: `read(start, piece)` writes those from element `start` on. Called
+/// on several threads at once.
+pub type ReadPiece<'a> = dyn Fn(usize, &mut [f32]) -> Result<()> + Sync + 'a;
 
 /// A device with its memory and every operation on it. The compiler refuses a backend that lacks one.
 pub trait Backend:
@@ -84,6 +89,23 @@ pub trait Backend:
     /// Copies numbers from the host.
     fn upload(&mut self, to: Region, from: &[f32]);
 
+    /// Fills a region with what `read` delivers, each element once, in pieces of the backend's choice:
+    /// on a device whose memory is the host's, straight into it.
+    ///
+    /// # Errors
+    /// That of the piece with the lowest start for which `read` failed; what the region holds is
+    /// undefined then.
+    fn upload_from(&mut self, to: Region, read: &ReadPiece) -> Result<()> {
+        const STAGED: usize = 1 << 22;
+        let mut values = vec![0.0; STAGED.min(to.len)];
+        for start in (0..to.len).step_by(STAGED) {
+            let piece = &mut values[..STAGED.min(to.len - start)];
+            read_in_pieces(piece, 1 << 18, &|from, piece| read(start + from, piece))?;
+            self.upload(to.slice(start, piece.len()), piece);
+        }
+        Ok(())
+    }
+
     /// Copies token ids, labels, positions or row numbers from the host.
     fn upload_indices(&mut self, to: Indices, from: &[i32]);
 
@@ -116,6 +138,16 @@ pub trait Backend:
         let _ = key;
         work(self);
     }
+}
+
+/// Reads `values` in pieces of `len` on the threads of the current pool. The error is that of the first
+/// piece that has one, whatever the threads do.
+fn read_in_pieces(values: &mut [f32], len: usize, read: &ReadPiece) -> Result<()> {
+    values
+        .par_chunks_mut(len)
+        .enumerate()
+        .map(|(i, piece)| read(i * len, piece))
+        .reduce(|| Ok(()), Result::and)
 }
 
 /// The name of a sequence of operations: all that its regions and numbers depend on, for the network

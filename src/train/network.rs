@@ -124,31 +124,36 @@ impl<B: Backend> Network<B> {
         self.backend.status()
     }
 
-    /// Fills the weights, one tensor at a time, from a reader that gets each tensor's entry and its
-    /// numbers to write. In half precision the matrix products read them rounded.
+    /// Fills the weights from a reader that gets a tensor's entry, a first element and the numbers to
+    /// write from there on. It is called for parts of tensors, in any order and on several threads at
+    /// once. In half precision the matrix products read the weights rounded.
     ///
     /// # Errors
     /// Those of `read`, and `Device`.
     pub fn load_weights(
         &mut self,
-        mut read: impl FnMut(&Param, &mut [f32]) -> Result<()>,
+        read: impl Fn(&Param, usize, &mut [f32]) -> Result<()> + Sync,
     ) -> Result<()> {
-        let mut values = Vec::new();
-        for param in &self.table.params {
-            values.resize(param.len(), 0.0); // the reader writes every element
-            read(param, &mut values)?;
-            let (slot, operand) = (slot_of(param), self.layout.weight(slot_of(param)));
-            match self.layout.master(slot) {
-                Some(master) => {
-                    self.backend.upload(master, &values);
-                    if master != operand {
-                        self.backend.cast(master, operand);
-                    }
-                }
-                None => self.backend.upload(operand, &values),
+        let parts = Parts::of(&self.table);
+        let NetworkLayout {
+            weights,
+            operands,
+            first_weight,
+            ..
+        } = self.layout;
+        let backend = &mut self.backend;
+        backend.upload_from(weights, &|start, values| {
+            parts.read(first_weight + start, values, &read)
+        })?;
+        match first_weight {
+            0 if operands.len > 0 => backend.cast(weights.first(operands.len), operands),
+            0 => {}
+            // The matrices are only held as operands.
+            _ => {
+                backend.upload_from(operands, &|start, values| parts.read(start, values, &read))?
             }
         }
-        self.backend.status()
+        backend.status()
     }
 
     /// Copies elements of one tensor's weights, from `start` on, to the host: of the float32 master
@@ -422,6 +427,42 @@ impl Pass<'_> {
         let dtable = l.gradient(self.table.embed_tokens);
         let (dx, ids) = (l.dx.first(tokens * h), l.ids.first(tokens));
         backend.embedding_backward(dx, ids, dtable, h);
+    }
+}
+
+/// The tensors of a table by their place in the flat space.
+pub(super) struct Parts<'a>(Vec<&'a Param>);
+
+impl<'a> Parts<'a> {
+    pub fn of(table: &'a ParamTable) -> Self {
+        let mut params: Vec<&Param> = table.params.iter().collect();
+        params.sort_by_key(|param| param.offset);
+        Self(params)
+    }
+
+    /// Reads the flat space from element `start` on: every tensor's part of it by `read(param, first,
+    /// numbers)`. The gaps between tensors become zero.
+    pub fn read(
+        &self,
+        start: usize,
+        values: &mut [f32],
+        read: &impl Fn(&Param, usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let end = start + values.len();
+        let first = (self.0).partition_point(|param| param.offset + param.len() <= start);
+        let mut done = start;
+        for param in self.0[first..]
+            .iter()
+            .take_while(|param| param.offset < end)
+        {
+            let part = param.offset.max(start)..(param.offset + param.len()).min(end);
+            values[done - start..part.start - start].fill(0.0);
+            done = part.end;
+            let to = &mut values[part.start - start..part.end - start];
+            read(param, part.start - param.offset, to)?;
+        }
+        values[done - start..].fill(0.0);
+        Ok(())
     }
 }
 

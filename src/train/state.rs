@@ -1,8 +1,9 @@
 //! What an optimizer remembers, in and out: with the weights it is all that a network's next update
 //! depends on besides its batch.
 
-use super::network::Network;
+use super::network::{Network, Parts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::NetworkLayout;
 use crate::model::Param;
 use crate::ops::{Backend, Region};
 
@@ -55,39 +56,42 @@ impl<B: Backend> Network<B> {
         self.backend.status()
     }
 
-    /// Fills both moments of every parameter from a reader that gets the moment, the parameter's entry
-    /// and the numbers to write.
+    /// Fills both moments of every parameter from a reader that gets the moment, the parameter's entry,
+    /// a first element and the numbers to write from there on; called as that of
+    /// [`Network::load_weights`].
     ///
     /// # Errors
     /// Those of `read`, `Device`; `Internal` for a network without an optimizer.
     pub fn load_moments(
         &mut self,
-        mut read: impl FnMut(Moment, &Param, &mut [f32]) -> Result<()>,
+        read: impl Fn(Moment, &Param, usize, &mut [f32]) -> Result<()> + Sync,
     ) -> Result<()> {
-        let mut values = Vec::new();
+        let parts = Parts::of(&self.table);
         for moment in Moment::ALL {
-            for i in 0..self.table.params.len() {
-                let param = &self.table.params[i];
-                let tensor = self.moment(moment, param)?;
-                values.resize(param.len(), 0.0); // the reader writes every element
-                read(moment, param, &mut values)?;
-                self.backend.upload(tensor, &values);
-            }
+            let read = |param: &Param, start, to: &mut [f32]| read(moment, param, start, to);
+            let all = moments(&self.layout, moment)?;
+            self.backend
+                .upload_from(all, &|start, values| parts.read(start, values, &read))?;
         }
         self.backend.status()
     }
 
     fn moment(&self, moment: Moment, param: &Param) -> Result<Region> {
-        let all = match moment {
-            Moment::First => self.layout.m,
-            Moment::Second => self.layout.v,
-        };
-        if all.len == 0 {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                "the network was not planned for training and has no moments",
-            ));
-        }
-        Ok(all.slice(param.offset, param.len()))
+        Ok(moments(&self.layout, moment)?.slice(param.offset, param.len()))
     }
+}
+
+/// One moment of all parameters.
+fn moments(layout: &NetworkLayout, moment: Moment) -> Result<Region> {
+    let all = match moment {
+        Moment::First => layout.m,
+        Moment::Second => layout.v,
+    };
+    if all.len == 0 {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "the network was not planned for training and has no moments",
+        ));
+    }
+    Ok(all)
 }

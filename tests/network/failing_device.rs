@@ -111,7 +111,7 @@ fn every_number_that_comes_back_says_whether_the_device_failed() {
             .read_gradient(&params[0], &mut vec![0.0; params[0].len()])
             .is_err()
     );
-    assert!(network.load_weights(|_, _| Ok(())).is_err());
+    assert!(network.load_weights(|_, _, _| Ok(())).is_err());
     assert!(
         network
             .logits(&batch, |_, _| panic!("numbers of a failed device"))

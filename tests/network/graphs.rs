@@ -116,7 +116,7 @@ fn network(backend: Cuda, precision: DType, recompute: bool) -> Network<Cuda> {
     let mut network = Network::new(backend, spec, table, work).unwrap();
     let files = WeightFiles::open(&dir).unwrap();
     network
-        .load_weights(|p, out| files.read_f32(&p.name, &p.shape, out))
+        .load_weights(|p, start, out| files.read_f32_from(&p.name, &p.shape, start, out))
         .unwrap();
     network
 }

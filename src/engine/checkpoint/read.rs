@@ -151,27 +151,35 @@ impl Checkpoint {
     /// # Errors
     /// `Tensor` when the network is of another model, `Io`, `Device`.
     pub fn load_into(&self, network: &mut dyn AnyNetwork) -> Result<()> {
-        network.load_weights(&mut |param, to| self.read_weights(param, to))?;
-        network.load_moments(&mut |moment, param, to| self.read_moment(moment, param, to))?;
+        network.load_weights(&|param, start, to| self.read_weights(param, start, to))?;
+        network
+            .load_moments(&|moment, param, start, to| self.read_moment(moment, param, start, to))?;
         network.set_updates(self.manifest().state.optimizer_updates);
         Ok(())
     }
 
-    /// The weights of a parameter.
+    /// Elements of a parameter's weights from `start` on.
     ///
     /// # Errors
     /// As [`WeightFiles::read_any_f32`].
-    pub fn read_weights(&self, param: &Param, to: &mut [f32]) -> Result<()> {
-        self.weights.read_any_f32(&param.name, &param.shape, to)
+    pub fn read_weights(&self, param: &Param, start: usize, to: &mut [f32]) -> Result<()> {
+        let Param { name, shape, .. } = param;
+        self.weights.read_any_f32_from(name, shape, start, to)
     }
 
-    /// One moment of a parameter.
+    /// Elements of one moment of a parameter from `start` on.
     ///
     /// # Errors
     /// As [`WeightFiles::read_any_f32`].
-    pub fn read_moment(&self, moment: Moment, param: &Param, to: &mut [f32]) -> Result<()> {
+    pub fn read_moment(
+        &self,
+        moment: Moment,
+        param: &Param,
+        start: usize,
+        to: &mut [f32],
+    ) -> Result<()> {
         let name = moment_name(moment, param);
-        self.optimizer.read_any_f32(&name, &param.shape, to)
+        (self.optimizer).read_any_f32_from(&name, &param.shape, start, to)
     }
 
     /// The best weights of a parameter, those of update `manifest().best`; the checkpoint's own where

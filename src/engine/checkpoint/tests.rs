@@ -117,10 +117,10 @@ fn check_numbers(checkpoint: &Checkpoint, table: &ParamTable, best: usize) {
         assert_eq!(is, expected, "{} of kind {kind}", param.name);
     };
     for param in &table.params {
-        same(0, param, &|to| checkpoint.read_weights(param, to));
+        same(0, param, &|to| checkpoint.read_weights(param, 0, to));
         for moment in Moment::ALL {
             same(kind(moment), param, &|to| {
-                checkpoint.read_moment(moment, param, to)
+                checkpoint.read_moment(moment, param, 0, to)
             });
         }
         same(best, param, &|to| checkpoint.read_best(param, to));

@@ -173,8 +173,8 @@ pub(super) fn exchange(network: &mut dyn AnyNetwork, best: &mut BestWeights) -> 
     }
     let values = &best.values;
     // The operands of half precision are rounded anew on the way.
-    network.load_weights(&mut |param, to| {
-        to.copy_from_slice(&values[param.offset..param.offset + param.len()]);
+    network.load_weights(&|param, start, to| {
+        to.copy_from_slice(&values[param.offset + start..][..to.len()]);
         Ok(())
     })?;
     best.values = Arc::new(last);

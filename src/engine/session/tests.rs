@@ -41,7 +41,7 @@ impl AnyNetwork for Failing {
         }
     }
 
-    fn load_weights(&mut self, read: &mut ReadTensor) -> Result<()> {
+    fn load_weights(&mut self, read: &ReadTensor) -> Result<()> {
         self.status()?;
         self.network.load_weights(read)
     }
@@ -96,7 +96,7 @@ impl AnyNetwork for Failing {
         self.network.read_moment(moment, param, start, to)
     }
 
-    fn load_moments(&mut self, read: &mut ReadMoment) -> Result<()> {
+    fn load_moments(&mut self, read: &ReadMoment) -> Result<()> {
         self.status()?;
         self.network.load_moments(read)
     }

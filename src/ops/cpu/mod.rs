@@ -8,7 +8,7 @@ pub(super) mod product;
 pub(super) mod vector;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Indices, Region};
+use crate::ops::{Backend, Indices, ReadPiece, Region, read_in_pieces};
 use arena::Arena;
 use element::{Element, by_format};
 use rayon::prelude::*;
@@ -72,6 +72,36 @@ impl Backend for Cpu {
         by_format!(to.dtype, T => self.pool.install(|| narrow(from, to.of::<T>())));
     }
 
+    fn upload_from(&mut self, to: Region, read: &ReadPiece) -> Result<()> {
+        let ([], [], [to]) = self.arena.views([], [], [to]);
+        self.pool.install(|| {
+            by_format!(
+                to.dtype,
+                f32 => {
+                    let to = to.f32();
+                    // No large page is touched for the first time by two threads at once, each of which
+                    // would have it zeroed.
+                    let to_page = to.as_ptr().align_offset(LARGE_PAGE).min(to.len());
+                    let (before, pages) = to.split_at_mut(to_page);
+                    read(0, before)?;
+                    read_in_pieces(pages, LARGE_PAGE / size_of::<f32>(), &|start, piece| {
+                        read(to_page + start, piece)
+                    })
+                },
+                T => {
+                    let pieces = to.of::<T>().par_chunks_mut(ELEMENTS_PER_TASK).enumerate();
+                    let narrowed = pieces.map_init(Vec::new, |values, (i, to)| {
+                        values.resize(to.len(), 0.0);
+                        read(i * ELEMENTS_PER_TASK, values)?;
+                        narrow(values, to);
+                        Ok(())
+                    });
+                    narrowed.reduce(|| Ok(()), Result::and)
+                }
+            )
+        })
+    }
+
     fn upload_indices(&mut self, to: Indices, from: &[i32]) {
         self.arena.indices_mut(to).copy_from_slice(from);
     }
@@ -95,6 +125,9 @@ impl Backend for Cpu {
         });
     }
 }
+
+/// Bytes of a large page of memory; where pages are smaller, their multiple.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// Elements that one task copies or converts.
 const ELEMENTS_PER_TASK: usize = 1 << 16;
