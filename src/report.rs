@@ -177,6 +177,10 @@ pub struct StepReport {
     pub tokens: u64,
     /// Input tokens of the run so far.
     pub total_tokens: u64,
+    /// Floating-point operations that the model needs for this update, as
+    /// [`ModelSpec::training_flops`](crate::model::ModelSpec::training_flops) counts them.
+    #[serde(default)]
+    pub model_flops: u64,
     /// Wall time of this update without its evaluation, in seconds.
     pub seconds: f64,
     /// The evaluation that was due after this update.
@@ -191,6 +195,11 @@ pub struct StepReport {
 }
 
 impl StepReport {
+    /// The speed of this update in floating-point operations of the model a second.
+    pub fn model_flops_per_second(&self) -> f64 {
+        self.model_flops as f64 / self.seconds.max(1e-9)
+    }
+
     /// Whether the gradient overflowed at a loss scale that can still fall: the update was not applied
     /// and says nothing about the model, only that the scale was too large.
     pub fn overflowed(&self) -> bool {

@@ -84,6 +84,16 @@ fn each_format_reads_back_as_its_own_rounding() {
         write(&model, &tensors, dtype, u64::MAX, |_, i| value(i));
         let expected: Vec<f32> = (0..shape[0] * shape[1]).map(|i| round(value(i))).collect();
         assert!(read(&model, "w", &shape).unwrap() == expected, "{dtype}");
+        let files = WeightFiles::open(&model).unwrap();
+        for range in [0..1, 100_002..200_005, 32_767..32_769, 300_009..300_009] {
+            let mut part = vec![0.0; range.len()];
+            files
+                .read_f32_from("w", &shape, range.start, &mut part)
+                .unwrap();
+            assert!(part == expected[range.clone()], "{dtype} {range:?}");
+        }
+        let beyond = files.read_f32_from("w", &shape, 300_009, &mut [0.0]);
+        assert_error(beyond, ErrorKind::Internal, &["`w`", "300009+1"]);
         assert!(read(&model, "empty", &[0]).unwrap().is_empty());
         assert_eq!(read(&model, "scalar", &[1]).unwrap(), [round(value(0))]);
         assert_eq!(WeightFiles::open(&model).unwrap().dtype("w"), Some(dtype));

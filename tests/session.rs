@@ -782,6 +782,7 @@ fn the_log_has_one_row_for_each_update_under_the_peers_names() {
         "num_tokens",
         "mean_token_accuracy",
         "tokens_per_second",
+        "model_flops_per_second",
     ];
     for (row, report) in updates.iter().zip(&reports) {
         assert!(keys.iter().all(|key| row[*key].is_number()), "{row}");

@@ -209,6 +209,9 @@ config! {
         fp16: bool = false;
         /// Recompute activations in the backward pass: less memory, more time, same gradients.
         gradient_checkpointing: bool = true;
+        /// Measure at the start how fast this machine multiplies the model's matrices (some 0.1 s): each
+        /// row of the log then has its speed as a share of that, ceiling_ratio.
+        measure_ceiling: bool = false;
     }
     "Not yet supported" {
         /// Train adapters instead of all weights.

@@ -95,6 +95,7 @@ static EFFECTS: &[(&str, Effect)] = &[
     ("bf16", Effect::Content),
     ("fp16", Effect::Content),
     ("gradient_checkpointing", Effect::Free),
+    ("measure_ceiling", Effect::Free),
     ("use_peft", Effect::Numbers),
 ];
 

@@ -35,6 +35,7 @@ pub(super) trait AnyNetwork: Send {
         loss_scale: f64,
     ) -> Result<ClipStats>;
     fn zero_gradients(&mut self);
+    fn measure_ceiling(&mut self) -> Result<f64>;
     #[allow(dead_code)] // until the session writes it to a checkpoint
     fn updates(&self) -> u64;
     fn set_updates(&mut self, updates: u64);
@@ -106,6 +107,10 @@ impl<B: Backend> AnyNetwork for Network<B> {
 
     fn zero_gradients(&mut self) {
         Network::zero_gradients(self);
+    }
+
+    fn measure_ceiling(&mut self) -> Result<f64> {
+        Network::measure_ceiling(self)
     }
 
     fn updates(&self) -> u64 {

@@ -81,8 +81,18 @@ impl Journal {
         Self { events, ..self }
     }
 
-    pub fn update(&mut self, report: &StepReport, elapsed: Duration) -> Result<()> {
+    /// With the ceiling that the run's speed is held against, if it was measured.
+    pub fn update(
+        &mut self,
+        report: &StepReport,
+        ceiling: Option<f64>,
+        elapsed: Duration,
+    ) -> Result<()> {
         let mut row = log_row(report);
+        if let Some(ceiling) = ceiling {
+            let ratio = report.model_flops_per_second() / ceiling;
+            row["ceiling_ratio"] = number((ratio * 1e4).round() / 1e4);
+        }
         row["elapsed_seconds"] = number(elapsed.as_secs_f64());
         self.write(row)
     }
@@ -207,6 +217,10 @@ pub fn log_row(report: &StepReport) -> Value {
     row.insert(
         "tokens_per_second".into(),
         number((rate * 10.0).round() / 10.0),
+    );
+    row.insert(
+        "model_flops_per_second".into(),
+        number(report.model_flops_per_second().round()),
     );
     Value::Object(row)
 }

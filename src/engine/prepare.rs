@@ -79,9 +79,13 @@ pub struct RunPlan {
     pub memory: MemoryPlan,
     /// On CUDA, the matrix products and what does them.
     pub gemm: Vec<GemmChoice>,
+    /// With `measure_ceiling`, floating-point operations a second of the widest of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling_flops_per_second: Option<f64>,
 }
 
-/// As [`plan_with`], with what multiplies matrices.
+/// As [`plan_with`], with what multiplies matrices. With `measure_ceiling` the device is opened, the model
+/// loaded on it and multiplied.
 ///
 /// # Errors
 /// As [`plan_with`].
@@ -91,10 +95,34 @@ pub fn plan_run(config: &Config, mut hooks: Hooks) -> Result<RunPlan> {
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
     let data = open_data(config, &spec, &mut hooks)?;
     let work = training_workload(config, &spec, &data, needs)?;
-    Ok(RunPlan {
+    let mut plan = RunPlan {
         memory: needs.plan(&spec, &work),
         gemm: gemm::choices(config, &needs, &spec, &work),
-    })
+        ceiling_flops_per_second: None,
+    };
+    if config.measure_ceiling {
+        let device = OpenDevice::open(config, &mut hooks)?;
+        let mut network = open_network(config, device, spec, work, &mut hooks)?;
+        plan.ceiling_flops_per_second = ceiling(config, network.as_mut(), &mut hooks)?;
+    }
+    Ok(plan)
+}
+
+/// How fast the device multiplies matrices, if the configuration asks.
+pub(super) fn ceiling(
+    config: &Config,
+    network: &mut dyn AnyNetwork,
+    hooks: &mut Hooks,
+) -> Result<Option<f64>> {
+    if !config.measure_ceiling {
+        return Ok(None);
+    }
+    let ceiling = network.measure_ceiling()?;
+    hooks.info(format!(
+        "matrix products: {:.3} TFLOP/s, which the speed of the updates is held against",
+        ceiling / 1e12
+    ));
+    Ok(Some(ceiling))
 }
 
 pub(super) fn model_folder(config: &Config) -> Result<&Path> {

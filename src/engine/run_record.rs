@@ -29,6 +29,10 @@ pub struct RunRecord {
     pub device: String,
     /// The format that matrix products read: `float32`, `bfloat16` or `float16`.
     pub precision: String,
+    /// Floating-point operations a second of the matrix products that the run's speed is held against,
+    /// with `measure_ceiling`, as measured at the last start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling_flops_per_second: Option<f64>,
     /// Updates planned, if the budget says so.
     pub total_steps: Option<u64>,
     /// The model.
@@ -147,6 +151,7 @@ impl RunRecord {
             resumed: Vec::new(),
             device: network.device(),
             precision: precision.to_string(),
+            ceiling_flops_per_second: None,
             total_steps,
             model: ModelRecord {
                 model_type: spec.model_type.clone(),
@@ -229,6 +234,7 @@ mod tests {
             resumed: Vec::new(),
             device: "CPU".into(),
             precision: "float32".into(),
+            ceiling_flops_per_second: Some(4.5e11),
             total_steps: Some(7),
             model: ModelRecord {
                 model_type: "llama".into(),

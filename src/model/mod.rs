@@ -2,6 +2,7 @@
 //! read both from a Hugging Face folder.
 
 pub mod families;
+mod flops;
 mod folder;
 mod generation;
 mod init;

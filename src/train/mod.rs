@@ -2,6 +2,7 @@
 //! decoding. Generic over the [`Backend`](crate::ops::Backend); knows nothing of files or rules.
 
 mod block;
+mod ceiling;
 mod decode;
 mod head;
 mod loss_scale;

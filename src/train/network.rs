@@ -472,3 +472,41 @@ fn slot_of(param: &Param) -> Slot {
         len: param.len(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn param(offset: usize, len: usize) -> Param {
+        Param {
+            name: String::new(),
+            shape: vec![len],
+            offset,
+            decay: false,
+            trainable: true,
+        }
+    }
+
+    #[test]
+    fn parts_of_the_flat_space_are_parts_of_tensors_and_zeros_between() {
+        let (a, b, c) = (param(1, 3), param(4, 2), param(8, 4));
+        let parts = Parts(vec![&a, &b, &c]);
+        // Each element's tensor and place in it.
+        let read = |param: &Param, first: usize, to: &mut [f32]| {
+            for (i, x) in to.iter_mut().enumerate() {
+                *x = (100 * param.offset + first + i) as f32;
+            }
+            Ok(())
+        };
+        let whole = [
+            0.0, 100.0, 101.0, 102.0, 400.0, 401.0, 0.0, 0.0, 800.0, 801.0, 802.0, 803.0, 0.0,
+        ];
+        for start in 0..whole.len() {
+            for end in start..=whole.len() {
+                let mut values = vec![9.0; end - start];
+                parts.read(start, &mut values, &read).unwrap();
+                assert_eq!(values, whole[start..end], "{start}..{end}");
+            }
+        }
+    }
+}

@@ -173,9 +173,10 @@ fn content(name: &str, bytes: Vec<u8>) -> Content {
 /// `value` without times and what hangs on them, and without what one run differs in from another by
 /// its place and its past.
 fn timeless(value: Value) -> Value {
-    const TIMES: [&str; 9] = [
+    const TIMES: [&str; 10] = [
         "elapsed_seconds",
         "tokens_per_second",
+        "model_flops_per_second",
         "eval_runtime",
         "log_bytes",
         "started",

@@ -38,7 +38,12 @@ fn timeless(folder: &Path) -> Vec<Value> {
     let mut rows = log(folder);
     for row in &mut rows {
         let row = row.as_object_mut().unwrap();
-        for key in ["elapsed_seconds", "tokens_per_second", "eval_runtime"] {
+        for key in [
+            "elapsed_seconds",
+            "tokens_per_second",
+            "model_flops_per_second",
+            "eval_runtime",
+        ] {
             row.remove(key);
         }
     }

@@ -60,6 +60,7 @@ fn scaled(loss: f64, grad_norm: f64, loss_scale: Option<f64>) -> StepReport {
         supervised_tokens: 10,
         tokens: 10,
         total_tokens: 10,
+        model_flops: 0,
         seconds: 1.0,
         eval: None,
         stop_reason: None,

@@ -32,6 +32,12 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
     } else {
         console::print(&table(&plan.memory));
         console::print(&products(&plan.gemm));
+        if let Some(ceiling) = plan.ceiling_flops_per_second {
+            console::line(&format!(
+                "matrix products  {:>7.3} TFLOP/s  (the fastest of the widest layers)",
+                ceiling / 1e12
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -245,6 +245,7 @@ mod tests {
             supervised_tokens: 50,
             tokens: 100,
             total_tokens: 100 * step,
+            model_flops: 0,
             seconds: 0.5,
             eval: None,
             stop_reason: None,

@@ -56,13 +56,51 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
         curve_so_far(&mut curve, &config.output_dir);
     }
     let own = own_command(args.config.as_deref(), overrides);
-    let trained = train(&mut session, &mut progress, &mut curve, &begun);
+    let mut speed = Speed::default();
+    let trained = train(&mut session, &mut progress, &mut curve, &mut speed, &begun);
     progress.finish();
     if let Err(error) = trained {
         rescue(&mut session, &config.output_dir, &own);
         return Err(error);
     }
-    finish(&mut session, &config, &curve, &own)
+    finish(&mut session, &config, &curve, &speed, &own)
+}
+
+/// What was done in how long, without the first update, which also touches its memory.
+#[derive(Default)]
+struct Speed {
+    updates: u64,
+    tokens: u64,
+    flops: f64,
+    seconds: f64,
+}
+
+impl Speed {
+    fn take_in(&mut self, report: &StepReport) {
+        if self.updates == 1 {
+            *self = Self {
+                updates: 1,
+                ..Self::default()
+            };
+        }
+        self.updates += 1;
+        self.tokens += report.tokens;
+        self.flops += report.model_flops as f64;
+        self.seconds += report.seconds;
+    }
+
+    /// For people, beside the ceiling.
+    fn describe(&self, ceiling: f64) -> String {
+        let seconds = self.seconds.max(1e-9);
+        let flops = self.flops / seconds;
+        format!(
+            "Speed: {:.1} tokens/s, {:.3} TFLOP/s of the model: {:.1} % of the {:.3} of its matrix products.",
+            self.tokens as f64 / seconds,
+            flops / 1e12,
+            100.0 * flops / ceiling,
+            ceiling / 1e12
+        )
+    }
 }
 
 /// The updates of earlier legs, as the log has them.
@@ -112,12 +150,14 @@ fn train(
     session: &mut Session,
     progress: &mut Progress,
     curve: &mut Curve,
+    speed: &mut Speed,
     begun: &AtomicBool,
 ) -> Result<()> {
     loop {
         match session.step() {
             Ok(Some(report)) => {
                 begun.store(true, Ordering::Relaxed);
+                speed.take_in(&report);
                 curve.train.push((report.step, report.loss));
                 curve
                     .eval
@@ -163,7 +203,13 @@ fn state(session: &Session, report: &StepReport) -> String {
 }
 
 /// Saves what the run made and says what became of it.
-fn finish(session: &mut Session, config: &Config, curve: &Curve, own: &str) -> Result<ExitCode> {
+fn finish(
+    session: &mut Session,
+    config: &Config,
+    curve: &Curve,
+    speed: &Speed,
+    own: &str,
+) -> Result<ExitCode> {
     let snapshot = session.snapshot();
     let out = &config.output_dir;
     let reason = session.stop_reason();
@@ -190,6 +236,9 @@ fn finish(session: &mut Session, config: &Config, curve: &Curve, own: &str) -> R
     if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
         let line = curve::sparkline(&losses, 60);
         console::line(&format!("Training loss {first:.3} {line} {last:.3}"));
+    }
+    if let Some(ceiling) = session.ceiling_flops_per_second() {
+        console::line(&speed.describe(ceiling));
     }
     let log = out.join("train_log.jsonl");
     if saved {

@@ -78,6 +78,8 @@ pub struct Session {
     skipped_updates: u64,
     epoch: f64,
     total_tokens: u64,
+    /// Floating-point operations a second that the run's speed is held against, if measured.
+    ceiling: Option<f64>,
     last_evaluation: Option<EvalReport>,
     best_weights: Option<BestWeights>,
     restored_best: bool,
@@ -137,7 +139,7 @@ impl Session {
             stop.watch(metric, direction);
         }
         let mut standing = Standing::new(precision);
-        let network = match &earlier {
+        let mut network = match &earlier {
             None => prepare::open_network(&config, device, spec, work, &mut hooks)?,
             Some(earlier) => {
                 earlier.restore_rules(&config, &mut stop, total_steps, &mut hooks)?;
@@ -148,15 +150,14 @@ impl Session {
                 earlier.open_network(device, spec, work, &mut hooks)?
             }
         };
+        let ceiling = prepare::ceiling(&config, network.as_mut(), &mut hooks)?;
         // The folder is made last: a failed start leaves nothing behind.
         let mut files = RunFiles::create(&config.output_dir)?;
-        let record = RunRecord::new(
-            &config,
-            network.as_ref(),
-            precision,
-            data.reports(),
-            total_steps,
-        );
+        let reports = data.reports();
+        let record = RunRecord {
+            ceiling_flops_per_second: ceiling,
+            ..RunRecord::new(&config, network.as_ref(), precision, reports, total_steps)
+        };
         let overwrite = config.overwrite_output_dir;
         let begun = earlier.as_ref();
         let resumed = begun.map(|_| standing.step);
@@ -216,6 +217,7 @@ impl Session {
             skipped_updates: standing.skipped_updates,
             epoch: standing.epoch,
             total_tokens: standing.total_tokens,
+            ceiling,
             last_evaluation: None,
             best_weights: standing.best_weights,
             restored_best: false,
@@ -403,6 +405,13 @@ impl Session {
     /// The memory plan of this run.
     pub fn memory_plan(&self) -> &MemoryPlan {
         self.network.plan()
+    }
+
+    /// Floating-point operations a second of this machine's matrix products on the model's widest
+    /// layers, as measured at the start; `None` without `measure_ceiling`. What
+    /// [`StepReport::model_flops_per_second`] is held against.
+    pub fn ceiling_flops_per_second(&self) -> Option<f64> {
+        self.ceiling
     }
 
     /// The configuration that the run was started with.

@@ -77,6 +77,10 @@ impl AnyNetwork for Failing {
         self.network.zero_gradients();
     }
 
+    fn measure_ceiling(&mut self) -> Result<f64> {
+        self.network.measure_ceiling()
+    }
+
     fn updates(&self) -> u64 {
         self.network.updates()
     }

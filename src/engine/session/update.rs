@@ -25,6 +25,10 @@ impl Session {
         // Counted over all micro-batches first: the loss is a mean over the whole update.
         let supervised: usize = micro_batches.iter().map(Batch::supervised).sum();
         let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
+        // Where nothing is supervised nothing is to be done.
+        let worked = micro_batches.iter().filter(|b| b.supervised() > 0);
+        let lengths = worked.flat_map(Batch::sequences).map(|s| s.len());
+        let model_flops = self.network.spec().training_flops(lengths, supervised);
         let scale = 1.0 / supervised.max(1) as f64;
         let loss_scale = self.loss_scale.as_ref().map(LossScale::scale);
         let factor = loss_scale.unwrap_or(1.0);
@@ -58,6 +62,7 @@ impl Session {
             supervised_tokens: sums.supervised,
             tokens: tokens as u64,
             total_tokens: self.total_tokens,
+            model_flops,
             seconds: clock.elapsed().as_secs_f64(),
             eval: None,
             stop_reason: None,
@@ -118,7 +123,7 @@ impl Session {
             report.stop_reason = self.stop.verdict().map(|v| v.reason);
         }
         let elapsed = self.elapsed();
-        let mut logged = self.journal.update(report, elapsed);
+        let mut logged = self.journal.update(report, self.ceiling, elapsed);
         if let Some(eval) = &report.eval {
             logged = logged.and(self.journal.evaluation(self.epoch, eval, elapsed));
         }

@@ -165,7 +165,7 @@ pub fn figures(run: &Run, series: &Series, judgement: &Judgement) -> Vec<Figure>
 
 /// Whether no other chart or table shows the series.
 fn is_other(name: &str) -> bool {
-    const SHOWN: [&str; 14] = [
+    const SHOWN: [&str; 16] = [
         "train_loss",
         "smoothed_loss",
         "grad_norm",
@@ -176,6 +176,8 @@ fn is_other(name: &str) -> bool {
         "loss_scale",
         "skipped_updates",
         "tokens_per_second",
+        "model_flops_per_second",
+        "ceiling_ratio",
         "total_flos",
         "eval_runtime",
         "eval_samples_per_second",

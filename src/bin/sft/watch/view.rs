@@ -152,6 +152,7 @@ fn update(row: &Value, tokens_before: u64) -> Option<StepReport> {
     let nan = |key: &str| number(row, key).unwrap_or(f64::NAN);
     let total_tokens = row["num_tokens"].as_u64().unwrap_or(tokens_before);
     let tokens = total_tokens.saturating_sub(tokens_before);
+    let seconds = tokens as f64 / nan("tokens_per_second");
     Some(StepReport {
         step: row["step"].as_u64()?,
         epoch: number(row, "epoch").unwrap_or(0.0),
@@ -164,7 +165,8 @@ fn update(row: &Value, tokens_before: u64) -> Option<StepReport> {
         supervised_tokens: row["supervised_tokens"].as_u64().unwrap_or(0),
         tokens,
         total_tokens,
-        seconds: tokens as f64 / nan("tokens_per_second"),
+        model_flops: (nan("model_flops_per_second") * seconds) as u64,
+        seconds,
         eval: None,
         stop_reason: None,
         loss_scale: number(row, "loss_scale"),
