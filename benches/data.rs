@@ -1,12 +1,16 @@
 //! The data path: tokenising and masking rows, packing, drawing an epoch's order, copying batches.
 //!
 //! `cargo bench --bench data`
+//!
+//! `SFT_TEXTS=train.jsonl SFT_MODEL=folder cargo bench --bench data -- tokenise/`: the questions and
+//! answers of that file by that folder's tokenizer, ours and the `tokenizers` crate's.
 
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
 use sft::data::pack::pack;
 use sft::data::{
     ChatTemplate, DataOptions, Dataset, Loader, LoaderOptions, Packing, Tokenizer, randperm,
@@ -66,5 +70,73 @@ fn data_path(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, data_path);
+/// The texts of the rows, and the tokenizer's folder.
+fn texts() -> (Vec<String>, PathBuf) {
+    let path = |name: &str, default: &str| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.unwrap_or_else(|| fixtures().join(default))
+    };
+    let rows = fs::read_to_string(path("SFT_TEXTS", "data/gsm8k_train_small.jsonl"));
+    let rows = rows.expect("data");
+    let text = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let field = |name: &str| row[name].as_str().expect("a text").to_owned();
+        field("question") + "\n" + &field("answer")
+    };
+    let texts = rows.lines().map(text).collect();
+    (texts, path("SFT_MODEL", "models/llama-tiny"))
+}
+
+/// Ids alone and with places; `fresh`: by a tokenizer that has met no text before, as in a run.
+fn tokenise(c: &mut Criterion) {
+    let (texts, folder) = texts();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let mut group = c.benchmark_group("tokenise");
+    group.sample_size(10);
+    let bytes = texts.iter().map(|t| t.len() as u64).sum();
+    group.throughput(Throughput::Bytes(bytes));
+
+    let open = || Tokenizer::open(&folder).expect("a tokenizer");
+    let ids = |tokenizer: &Tokenizer| -> usize {
+        let ids = texts.par_iter().map(|t| tokenizer.ids(t, false));
+        ids.map(|ids| ids.expect("ids").len()).sum()
+    };
+    let places = |tokenizer: &Tokenizer| -> usize {
+        let encodings = texts.par_iter().map(|t| tokenizer.encode(t, false));
+        encodings.map(|e| e.expect("ids").offsets.len()).sum()
+    };
+    let crate_open = || {
+        let path = folder.join("tokenizer.json");
+        tokenizers::Tokenizer::from_file(path).expect("a tokenizer")
+    };
+    let crate_ids = |tokenizer: &tokenizers::Tokenizer| -> usize {
+        let encodings = tokenizer.encode_batch_fast(texts.clone(), false);
+        encodings.expect("ids").iter().map(|e| e.len()).sum()
+    };
+    let crate_places = |tokenizer: &tokenizers::Tokenizer| -> usize {
+        let encodings = tokenizer.encode_batch(texts.clone(), false);
+        encodings.expect("ids").iter().map(|e| e.len()).sum()
+    };
+    assert_eq!(ids(&open()), crate_ids(&crate_open()));
+
+    let warm = open();
+    group.bench_function("ids", |b| b.iter(|| ids(&warm)));
+    group.bench_function("places", |b| b.iter(|| places(&warm)));
+    group.bench_function("ids/fresh", |b| {
+        b.iter_batched_ref(open, |t| ids(t), BatchSize::PerIteration)
+    });
+    let warm = crate_open();
+    group.bench_function("crate/ids", |b| b.iter(|| crate_ids(&warm)));
+    group.bench_function("crate/places", |b| b.iter(|| crate_places(&warm)));
+    group.bench_function("crate/ids/fresh", |b| {
+        b.iter_batched_ref(crate_open, |t| crate_ids(t), BatchSize::PerIteration)
+    });
+    group.finish();
+    let mut group = c.benchmark_group("open");
+    group.sample_size(10);
+    group.bench_function("tokenizer", |b| b.iter(|| black_box(open())));
+    group.bench_function("crate", |b| b.iter(|| black_box(crate_open())));
+}
+
+criterion_group!(benches, data_path, tokenise);
 criterion_main!(benches);

@@ -3,6 +3,15 @@
 //!
 //! Padding and truncation settings saved in `tokenizer.json` are ignored: a training row is never
 //! padded, and where it is cut is the data options' business.
+//!
+//! Nearly all models' tokenizers and texts take a fast path of our own; the `tokenizers` crate, whose
+//! tokens it has to give, encodes the others.
+
+mod bpe;
+mod fast;
+#[cfg(test)]
+mod tests;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +21,8 @@ use serde_json::{Map, Value};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
+use self::bpe::Bpe;
+use self::fast::FastPath;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::families::Family;
 
@@ -39,6 +50,8 @@ pub struct Encoding {
 /// A tokenizer as a model folder has it.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    bpe: Option<Bpe>,
+    fast: Option<FastPath>,
     folder: PathBuf,
     /// `bos_token` and so on; what a chat template can refer to.
     special: BTreeMap<String, String>,
@@ -65,7 +78,11 @@ impl Tokenizer {
             ),
             _ => Error::io(&path, e),
         })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
+        let (inner, bpe) = rayon::join(
+            || tokenizers::Tokenizer::from_bytes(&bytes),
+            || Bpe::read(&bytes),
+        );
+        let mut inner = inner.map_err(|e| {
             Error::new(ErrorKind::Tokenizer, path.display().to_string()).with_source(e)
         })?;
         inner.with_padding(None);
@@ -90,6 +107,8 @@ impl Tokenizer {
 
         let mut tokenizer = Self {
             inner,
+            bpe,
+            fast: None,
             folder: folder.to_path_buf(),
             special: special_tokens(&config, &map),
             config,
@@ -100,6 +119,7 @@ impl Tokenizer {
         tokenizer.vocab_size = highest.map_or(0, |id| id as usize + 1);
         tokenizer.declare_special_tokens();
         tokenizer.apply_bos_and_eos_flags()?;
+        tokenizer.find_fast_path();
         Ok(tokenizer)
     }
 
@@ -121,6 +141,7 @@ impl Tokenizer {
             .update(token.as_bytes());
         self.declare_special_tokens();
         self.apply_bos_and_eos_flags()?;
+        self.find_fast_path();
         Ok(self)
     }
 
@@ -167,6 +188,9 @@ impl Tokenizer {
     /// The tokens of `text`. With `add_special_tokens` the tokenizer adds what it adds to a plain
     /// text (often a beginning-of-sequence token); a text from a chat template has them already.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Encoding> {
+        if let Some(encoding) = self.encode_fast(text, add_special_tokens, true) {
+            return Ok(encoding);
+        }
         let encoding = self
             .inner
             .encode(text, add_special_tokens)
@@ -179,6 +203,9 @@ impl Tokenizer {
 
     /// The ids of `text` alone, which is quicker than [`Tokenizer::encode`].
     pub fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<i32>> {
+        if let Some(encoding) = self.encode_fast(text, add_special_tokens, false) {
+            return Ok(encoding.ids);
+        }
         let encoding = self
             .inner
             .encode_fast(text, add_special_tokens)
@@ -239,6 +266,17 @@ impl Tokenizer {
 
     fn special_id(&self, name: &str) -> Option<i32> {
         self.token_to_id(self.special.get(name)?)
+    }
+
+    fn find_fast_path(&mut self) {
+        let bpe = self.bpe.as_ref();
+        self.fast = bpe.and_then(|bpe| FastPath::new(&self.inner, bpe));
+    }
+
+    fn encode_fast(&self, text: &str, special: bool, offsets: bool) -> Option<Encoding> {
+        self.fast
+            .as_ref()?
+            .encode(self.bpe.as_ref()?, text, special, offsets)
     }
 
     /// A special token that the vocabulary has as an ordinary one is found in texts as a whole.
