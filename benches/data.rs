@@ -87,7 +87,7 @@ fn texts() -> (Vec<String>, PathBuf) {
     (texts, path("SFT_MODEL", "models/llama-tiny"))
 }
 
-/// Ids alone and with places; `fresh`: by a tokenizer that has met no text before, as in a run.
+/// Ids alone and with offsets; `fresh`: by a tokenizer that has met no text before, as in a run.
 fn tokenise(c: &mut Criterion) {
     let (texts, folder) = texts();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -101,7 +101,7 @@ fn tokenise(c: &mut Criterion) {
         let ids = texts.par_iter().map(|t| tokenizer.ids(t, false));
         ids.map(|ids| ids.expect("ids").len()).sum()
     };
-    let places = |tokenizer: &Tokenizer| -> usize {
+    let offsets = |tokenizer: &Tokenizer| -> usize {
         let encodings = texts.par_iter().map(|t| tokenizer.encode(t, false));
         encodings.map(|e| e.expect("ids").offsets.len()).sum()
     };
@@ -113,7 +113,7 @@ fn tokenise(c: &mut Criterion) {
         let encodings = tokenizer.encode_batch_fast(texts.clone(), false);
         encodings.expect("ids").iter().map(|e| e.len()).sum()
     };
-    let crate_places = |tokenizer: &tokenizers::Tokenizer| -> usize {
+    let crate_offsets = |tokenizer: &tokenizers::Tokenizer| -> usize {
         let encodings = tokenizer.encode_batch(texts.clone(), false);
         encodings.expect("ids").iter().map(|e| e.len()).sum()
     };
@@ -121,13 +121,13 @@ fn tokenise(c: &mut Criterion) {
 
     let warm = open();
     group.bench_function("ids", |b| b.iter(|| ids(&warm)));
-    group.bench_function("places", |b| b.iter(|| places(&warm)));
+    group.bench_function("offsets", |b| b.iter(|| offsets(&warm)));
     group.bench_function("ids/fresh", |b| {
         b.iter_batched_ref(open, |t| ids(t), BatchSize::PerIteration)
     });
     let warm = crate_open();
     group.bench_function("crate/ids", |b| b.iter(|| crate_ids(&warm)));
-    group.bench_function("crate/places", |b| b.iter(|| crate_places(&warm)));
+    group.bench_function("crate/offsets", |b| b.iter(|| crate_offsets(&warm)));
     group.bench_function("crate/ids/fresh", |b| {
         b.iter_batched_ref(crate_open, |t| crate_ids(t), BatchSize::PerIteration)
     });

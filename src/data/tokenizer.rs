@@ -8,6 +8,7 @@
 //! tokens it has to give, encodes the others.
 
 mod bpe;
+mod config;
 mod fast;
 #[cfg(test)]
 mod tests;

@@ -256,8 +256,8 @@ fn repeated<T: Eq + std::hash::Hash>(mut items: impl Iterator<Item = T>) -> bool
 
 /// Words longer than this, in bytes, are rare and merged anew.
 const LONGEST_KEPT: usize = 64;
-/// When the kept words have so many tokens, keeping starts anew: some megabytes.
-const MOST_KEPT: usize = 1 << 18;
+/// When the kept words have so many tokens, keeping starts anew: at most some 4 MB a thread.
+const MOST_KEPT: usize = 1 << 16;
 
 /// The words that one thread met, and what it merges new ones with.
 #[derive(Default)]

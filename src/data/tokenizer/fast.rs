@@ -8,69 +8,29 @@
 use std::sync::Mutex;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use serde_json::Value;
 use tokenizers::normalizer::NormalizedString;
-use tokenizers::{AddedToken, Normalizer, Token};
+use tokenizers::{AddedToken, Normalizer};
 use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
 use super::Encoding;
 use super::bpe::{Bpe, META, Words};
+use super::config::{Config, Cut, Prepend, Single};
 use super::words::Pattern;
-
-/// An id that no token has.
-const TEXT: u32 = u32::MAX;
 
 /// A tokenizer whose every step is known.
 pub(super) struct FastPath {
-    nfc: bool,
-    cut: Cut,
+    config: Config,
     /// Added tokens found in the text, and those found in what is left of it after normalizing.
     added: Added,
     added_normalized: Added,
-    /// What is added to a plain text.
-    before: Vec<i32>,
-    after: Vec<i32>,
-    /// Whether white space at the ends of a token is left out of its place; whether a single space
-    /// at the beginning is not.
-    trim: Option<bool>,
     /// What each thread at work knows; as many as were ever at work at once.
     words: Mutex<Vec<Words>>,
-}
-
-/// What is done with the text between added tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Cut {
-    Bytes {
-        pattern: Pattern,
-        /// Numbers are cut off first, each by itself if `single`.
-        numbers: Option<Single>,
-    },
-    /// Spaces become [`META`], and one comes before the text.
-    Meta { prepend: Prepend, split: bool },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Single(bool);
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Prepend {
-    Never,
-    Always,
-    /// Before a text that does not begin with [`META`] or a space.
-    Missing,
-    /// The same, at the beginning of the whole text only.
-    First,
 }
 
 impl FastPath {
     /// `bpe` is the model of `tokenizer`.
     pub fn new(tokenizer: &tokenizers::Tokenizer, bpe: &Bpe) -> Option<Self> {
-        let normalizers = steps(tokenizer.get_normalizer(), "normalizers")?;
-        let pre_tokenizers = steps(tokenizer.get_pre_tokenizer(), "pretokenizers")?;
-        let cut = cut(&normalizers, &pre_tokenizers)?;
-        let trim = trim(&steps(tokenizer.get_post_processor(), "processors")?)?;
-        let (before, after) = surroundings(tokenizer)?;
-
+        let config = Config::of(tokenizer)?;
         let tokens = tokenizer.get_added_tokens_decoder();
         let (normalized, plain): (Vec<_>, Vec<_>) =
             tokens.into_iter().partition(|(_, t)| t.normalized);
@@ -81,24 +41,19 @@ impl FastPath {
             }
             Some(text.get().to_owned())
         };
-        let byte_level = matches!(cut, Cut::Bytes { .. });
+        let byte_level = matches!(config.cut, Cut::Bytes { .. });
         if byte_level != bpe.is_byte_level() || (!byte_level && !normalized.is_empty()) {
             return None;
         }
         Some(Self {
-            nfc: byte_level && !normalizers.is_empty(),
-            cut,
             added: Added::new(plain, |text| Some(text.to_owned()))?,
             added_normalized: Added::new(normalized, normalize)?,
-            before,
-            after,
-            trim: trim.filter(|_| byte_level),
+            config,
             words: Mutex::default(),
         })
-        .filter(|_| byte_level || trim.is_none())
     }
 
-    /// The tokens of `text`, with their places if `offsets`. `None`: not known here.
+    /// The tokens of `text`, with their offsets if wanted. `None`: not known here.
     pub fn encode(
         &self,
         bpe: &Bpe,
@@ -106,7 +61,7 @@ impl FastPath {
         add_special_tokens: bool,
         offsets: bool,
     ) -> Option<Encoding> {
-        if self.nfc && !text.is_ascii() && is_nfc_quick(text.chars()) != IsNormalized::Yes {
+        if self.config.nfc && !text.is_ascii() && is_nfc_quick(text.chars()) != IsNormalized::Yes {
             return None;
         }
         let pool = || self.words.lock().unwrap_or_else(|e| e.into_inner());
@@ -120,12 +75,12 @@ impl FastPath {
             first: 0,
         };
         if add_special_tokens {
-            work.surround(&self.before);
-            work.first = self.before.len();
+            work.add_around(&self.config.before);
+            work.first = self.config.before.len();
         }
         let known = work.run();
         if add_special_tokens {
-            work.surround(&self.after);
+            work.add_around(&self.config.after);
         }
         pool().push(work.words);
         known.then_some(Encoding {
@@ -148,7 +103,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn surround(&mut self, ids: &[i32]) {
+    fn add_around(&mut self, ids: &[i32]) {
         self.ids.extend_from_slice(ids);
         if let Some(offsets) = &mut self.offsets {
             offsets.resize(self.ids.len(), (0, 0));
@@ -177,31 +132,31 @@ impl Work<'_> {
             let Some(id) = added.ids[found.pattern()] else {
                 return false;
             };
-            let place = (start + found.start(), start + found.end());
-            if from < place.0 && !rest(self, from, place.0) {
+            let offsets = (start + found.start(), start + found.end());
+            if from < offsets.0 && !rest(self, from, offsets.0) {
                 return false;
             }
-            self.added_token(id, place);
-            from = place.1;
+            self.added_token(id, offsets);
+            from = offsets.1;
         }
         from == end || rest(self, from, end)
     }
 
-    fn added_token(&mut self, id: i32, place: (usize, usize)) {
+    fn added_token(&mut self, id: i32, (start, end): (usize, usize)) {
         self.ids.push(id);
         if let Some(offsets) = &mut self.offsets {
             let blank = |c: &char| *c == '\u{120}' || c.is_whitespace();
-            let token = &self.text[place.0..place.1];
+            let token = &self.text[start..end];
             let first = offsets.len() == self.first;
             let leading = token.chars().take_while(blank).count();
             let trailing = token.chars().rev().take_while(blank).count();
-            offsets.push(self.fast.trimmed(place, leading, trailing, first));
+            offsets.push(self.fast.trimmed((start, end), leading, trailing, first));
         }
     }
 
     /// A part of the text without added tokens.
     fn piece(&mut self, start: usize, end: usize) -> bool {
-        match self.fast.cut {
+        match self.fast.config.cut {
             Cut::Bytes { pattern, numbers } => match numbers {
                 None => self.words(pattern, start, end),
                 Some(single) => self.numbers(pattern, single, start, end),
@@ -252,9 +207,9 @@ impl Work<'_> {
             let bytes = &text.as_bytes()[from..to];
             let leading = bytes.iter().take_while(|&&b| b == b' ').count();
             let trailing = bytes.iter().rev().take_while(|&&b| b == b' ').count();
-            let place = (text.floor_char_boundary(from), text.ceil_char_boundary(to));
+            let whole = (text.floor_char_boundary(from), text.ceil_char_boundary(to));
             let first = offsets.len() == self.first;
-            offsets.push(self.fast.trimmed(place, leading, trailing, first));
+            offsets.push(self.fast.trimmed(whole, leading, trailing, first));
             from = to;
         }
         true
@@ -271,12 +226,12 @@ impl Work<'_> {
             Prepend::First => bare && start == 0,
         };
         let mut spelled = String::with_capacity(text.len() + text.len() / 2);
-        // The place of each byte of it, that of its character.
-        let mut places = Vec::new();
+        // For each byte of it, where its character lies in the text.
+        let mut origins = Vec::new();
         let mut push = |c: char, at: usize, len: usize| {
             spelled.push(c);
             if self.offsets.is_some() {
-                places.resize(spelled.len(), (at, at + len));
+                origins.resize(spelled.len(), (at, at + len));
             }
         };
         for (at, c) in text.char_indices() {
@@ -311,7 +266,7 @@ impl Work<'_> {
                 let mut at = from;
                 for &id in &self.ids[first..] {
                     let end = at + self.bpe.length(id);
-                    offsets.push((places[at].0, places[end - 1].1));
+                    offsets.push((origins[at].0, origins[end - 1].1));
                     at = end;
                 }
             }
@@ -322,7 +277,7 @@ impl Work<'_> {
 }
 
 impl FastPath {
-    /// The place of a token without the white space at its ends, as `ByteLevel` trims it.
+    /// The offsets of a token without the white space at its ends, as `ByteLevel` trims them.
     fn trimmed(
         &self,
         (mut start, mut end): (usize, usize),
@@ -330,7 +285,7 @@ impl FastPath {
         trailing: usize,
         first: bool,
     ) -> (usize, usize) {
-        if let Some(keep_one) = self.trim {
+        if let Some(keep_one) = self.config.trim {
             if keep_one && leading == 1 && (first || start == 0) {
                 leading = 0;
             }
@@ -366,116 +321,4 @@ impl Added {
             .ok()?;
         Some(Self { tokens, ids })
     }
-}
-
-/// The parts of a component, itself or those of a sequence, as a `tokenizer.json` writes them.
-fn steps(component: Option<impl serde::Serialize>, parts: &str) -> Option<Vec<Value>> {
-    let Some(component) = component else {
-        return Some(Vec::new());
-    };
-    let mut value = serde_json::to_value(component).ok()?;
-    if value["type"] != "Sequence" {
-        return Some(vec![value]);
-    }
-    match value[parts].take() {
-        Value::Array(steps) => Some(steps),
-        _ => None,
-    }
-}
-
-fn cut(normalizers: &[Value], pre_tokenizers: &[Value]) -> Option<Cut> {
-    let types = |steps: &[Value]| -> Option<Vec<String>> {
-        let name = |step: &Value| step["type"].as_str().map(str::to_owned);
-        steps.iter().map(name).collect()
-    };
-    let (normal, pre) = (types(normalizers)?, types(pre_tokenizers)?);
-    let normal: Vec<&str> = normal.iter().map(String::as_str).collect();
-    let pre: Vec<&str> = pre.iter().map(String::as_str).collect();
-
-    if let (["Prepend", "Replace"], []) = (&normal[..], &pre[..]) {
-        let meta = META.to_string();
-        let expected = normalizers[0]["prepend"] == *meta
-            && normalizers[1]["pattern"]["String"] == " "
-            && normalizers[1]["content"] == *meta;
-        let prepend = Prepend::Always;
-        let split = false;
-        return expected.then_some(Cut::Meta { prepend, split });
-    }
-    if let ([], ["Metaspace"]) = (&normal[..], &pre[..]) {
-        let step = &pre_tokenizers[0];
-        let prepend = match step["prepend_scheme"].as_str()? {
-            "always" => Prepend::Missing,
-            "first" => Prepend::First,
-            "never" => Prepend::Never,
-            _ => return None,
-        };
-        let split = step["split"].as_bool()?;
-        let expected = step["replacement"] == *META.to_string();
-        return expected.then_some(Cut::Meta { prepend, split });
-    }
-    if !matches!(normal[..], [] | ["NFC"]) {
-        return None;
-    }
-    let byte_level = |step: &Value, use_regex: bool| {
-        step["type"] == "ByteLevel"
-            && step["add_prefix_space"] == false
-            && step["use_regex"] == use_regex
-    };
-    let (pattern, numbers) = match (&pre[..], pre_tokenizers) {
-        ([_], [last]) if byte_level(last, true) => (Pattern::BYTE_LEVEL, None),
-        (["Digits", _], [digits, last]) if byte_level(last, true) => {
-            let single = digits["individual_digits"].as_bool()?;
-            (Pattern::BYTE_LEVEL, Some(Single(single)))
-        }
-        (["Split", _], [split, last])
-            if byte_level(last, false)
-                && split["behavior"] == "Isolated"
-                && split["invert"] == false =>
-        {
-            (Pattern::of(split["pattern"]["Regex"].as_str()?)?, None)
-        }
-        _ => return None,
-    };
-    Some(Cut::Bytes { pattern, numbers })
-}
-
-/// Whether places are trimmed, see [`FastPath::trim`].
-fn trim(processors: &[Value]) -> Option<Option<bool>> {
-    let byte_level = |step: &Value| {
-        let trim = step["trim_offsets"] == true;
-        trim.then(|| step["add_prefix_space"] == true)
-    };
-    let known = |step: &Value, name: &str| step["type"] == name;
-    match processors {
-        [] => Some(None),
-        [one] if known(one, "TemplateProcessing") => Some(None),
-        [one] if known(one, "ByteLevel") => Some(byte_level(one)),
-        [one, two] if known(one, "ByteLevel") && known(two, "TemplateProcessing") => {
-            Some(byte_level(one))
-        }
-        _ => None,
-    }
-}
-
-/// What the tokenizer adds before and after a plain text, found out with a token of our own;
-/// `None` when it does something else as well.
-fn surroundings(tokenizer: &tokenizers::Tokenizer) -> Option<(Vec<i32>, Vec<i32>)> {
-    let process = |add_special_tokens| {
-        let token = Token::new(TEXT, "x".into(), (0, 1));
-        let text = tokenizers::Encoding::from_tokens(vec![token], 0);
-        tokenizer.post_process(text, None, add_special_tokens).ok()
-    };
-    if process(false)?.get_ids() != [TEXT] {
-        return None;
-    }
-    let around = process(true)?;
-    let ids = around.get_ids();
-    let at = ids.iter().position(|&id| id == TEXT)?;
-    let places = around.get_offsets().iter().enumerate();
-    let placed = places
-        .filter(|(_, place)| **place != (0, 0))
-        .map(|(i, _)| i);
-    let convert = |ids: &[u32]| ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
-    let (before, after) = (convert(&ids[..at]), convert(&ids[at + 1..]));
-    (placed.eq([at]) && !ids[at + 1..].contains(&TEXT)).then_some((before, after))
 }

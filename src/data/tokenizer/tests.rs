@@ -1,4 +1,4 @@
-//! The fast path beside the `tokenizers` crate: the same ids and places, and taken where it should.
+//! The fast path beside the `tokenizers` crate: the same ids and offsets, and taken where it should.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -321,7 +321,7 @@ fn assert_same(name: &str, tokenizer: &Tokenizer, text: &str) -> bool {
 }
 
 #[test]
-fn random_texts_have_the_same_tokens_and_places() {
+fn random_texts_have_the_same_tokens_and_offsets() {
     for (name, tokenizer) in tokenizers() {
         let mut random = random(2);
         let texts = 1500;
@@ -339,7 +339,7 @@ fn random_texts_have_the_same_tokens_and_places() {
 }
 
 #[test]
-fn gsm8k_has_the_same_tokens_and_places() {
+fn gsm8k_has_the_same_tokens_and_offsets() {
     let rows = fs::read_to_string(fixture("data/gsm8k_train_small.jsonl")).expect("data");
     for (name, tokenizer) in tokenizers() {
         for row in rows.lines().chain([rows.as_str(), ""]) {
