@@ -2,7 +2,8 @@
 //! widened into a small buffer of the thread, computed on, and rounded once when they are stored;
 //! float32 rows are computed on where they lie.
 
-use super::matrix::{MatMut, MatRef};
+use super::matrix::{MatMut, MatRef, Write};
+use super::product;
 use crate::dtype::{DType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
@@ -50,12 +51,43 @@ pub trait Element: bytemuck::Pod + Send + Sync {
         matrix.widen(buffer)
     }
 
+    /// Rows and columns of the tiles into which a product of this shape is cut.
+    fn tile(shape: (usize, usize)) -> [usize; 2] {
+        let _ = shape;
+        product::WIDENED_TILE
+    }
+
+    /// `c = a·b` or `c += a·b` in float32, on this thread; calls `done(first row, rows)` when rows of
+    /// c are complete.
+    fn multiply(
+        c: MatMut,
+        write: Write,
+        a: MatRef<Self>,
+        b: MatRef<Self>,
+        buffers: [&mut Buffer; 3],
+        done: impl FnMut(usize, MatMut),
+    ) {
+        product::multiply_widened(c, write, a, b, buffers, done);
+    }
+
+    /// Lets `f(sums, done)` overwrite a matrix with float32 numbers; rows that it hands to
+    /// `done(first row, rows)` are rounded while they are in the first cache.
+    fn write_rows(
+        mut matrix: MatMut<'_, Self>,
+        buffer: &mut Buffer,
+        f: impl FnOnce(MatMut<'_>, &mut dyn FnMut(usize, MatMut)),
+    ) {
+        let (rows, cols) = matrix.shape();
+        let wide = MatMut::new(buffer.first(rows * cols), rows, cols);
+        f(wide, &mut |first, rows| matrix.narrow_rows(first, rows));
+    }
+
     /// Lets `f` overwrite a matrix with float32 numbers, and rounds them.
     fn write_matrix(mut matrix: MatMut<'_, Self>, buffer: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
         let (rows, cols) = matrix.shape();
-        let wide = buffer.first(rows * cols);
-        f(MatMut::new(wide, rows, cols));
-        matrix.narrow(wide);
+        let mut wide = MatMut::new(buffer.first(rows * cols), rows, cols);
+        f(wide.reborrow());
+        matrix.narrow_rows(0, wide);
     }
 }
 
@@ -91,6 +123,14 @@ impl Element for f32 {
         matrix
     }
 
+    fn write_rows(
+        matrix: MatMut<'_>,
+        _: &mut Buffer,
+        f: impl FnOnce(MatMut<'_>, &mut dyn FnMut(usize, MatMut)),
+    ) {
+        f(matrix, &mut |_, _| ());
+    }
+
     fn write_matrix(matrix: MatMut<'_>, _: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
         f(matrix);
     }
@@ -118,6 +158,21 @@ impl Element for bf16 {
             let quiet = bits >> 16 | 0x40;
             *to = bf16::from_bits(if from.is_nan() { quiet } else { rounded } as u16);
         }
+    }
+
+    fn tile(shape: (usize, usize)) -> [usize; 2] {
+        product::tile_of_bf16(shape)
+    }
+
+    fn multiply(
+        c: MatMut,
+        write: Write,
+        a: MatRef<bf16>,
+        b: MatRef<bf16>,
+        buffers: [&mut Buffer; 3],
+        done: impl FnMut(usize, MatMut),
+    ) {
+        product::multiply_bf16(c, write, a, b, buffers, done);
     }
 }
 
@@ -171,6 +226,14 @@ pub(in crate::ops) use by_format;
 pub struct Buffer(Vec<f32>);
 
 impl Buffer {
+    /// The first `len` 32-bit words from an address that whole cache lines and registers start at.
+    pub fn aligned(&mut self, len: usize) -> &mut [u32] {
+        const LINE: usize = 64;
+        let words: &mut [u32] = bytemuck::cast_slice_mut(self.first(len + LINE / 4));
+        let start = words.as_ptr().align_offset(LINE);
+        &mut words[start..start + len]
+    }
+
     /// The first `len` numbers, with whatever they were last.
     pub fn first(&mut self, len: usize) -> &mut [f32] {
         if self.0.len() < len {

@@ -84,6 +84,16 @@ impl<'a, T> MatRef<'a, T> {
         self.t().rows(range).t()
     }
 
+    /// Numbers from one of a row to the next.
+    pub fn col_stride(&self) -> usize {
+        self.col_stride
+    }
+
+    /// Where the first number lies, and numbers from one row to the next.
+    pub fn as_ptr(&self) -> (*const T, usize) {
+        (self.data, self.row_stride)
+    }
+
     /// One row of a matrix whose rows are contiguous.
     pub fn row(&self, i: usize) -> &'a [T] {
         assert!(i < self.rows && self.col_stride == 1);
@@ -113,14 +123,13 @@ impl<'a, T: Element> MatRef<'a, T> {
 }
 
 impl<T: Element> MatMut<'_, T> {
-    /// Overwrites it with a float32 matrix of the same shape that fills `wide`.
-    pub fn narrow(&mut self, wide: &[f32]) {
-        let cols = self.cols.max(1);
+    /// Overwrites rows from `first` on with the numbers of `wide`, rounded.
+    pub fn narrow_rows(&mut self, first: usize, mut wide: MatMut) {
         vectorised(
             #[inline(always)]
             || {
-                for (i, wide) in wide.chunks_exact(cols).enumerate() {
-                    T::narrow(wide, self.row_mut(i));
+                for i in 0..wide.rows {
+                    T::narrow(wide.row_mut(i), self.row_mut(first + i));
                 }
             },
         );
@@ -131,6 +140,17 @@ impl MatMut<'_> {
     /// Sets every number to zero.
     pub fn clear(&mut self) {
         (0..self.rows).for_each(|i| self.row_mut(i).fill(0.0));
+    }
+
+    /// Overwrites it with the first rows and columns of `from`, or adds them.
+    pub fn write(&mut self, write: Write, from: MatRef) {
+        for i in 0..self.rows {
+            let row = self.row_mut(i).iter_mut().zip(from.row(i));
+            match write {
+                Write::Replace => row.for_each(|(to, &from)| *to = from),
+                Write::Add => row.for_each(|(to, &from)| *to += from),
+            }
+        }
     }
 }
 
@@ -180,6 +200,19 @@ impl<'a, T> MatMut<'a, T> {
                 ..self
             },
         )
+    }
+
+    /// Some of the rows and columns, borrowed.
+    pub fn block(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_, T> {
+        let (_, below) = self.reborrow().split_rows(rows.start);
+        let (block, _) = below.split_rows(rows.len());
+        let (_, right) = block.split_cols(cols.start);
+        right.split_cols(cols.len()).0
+    }
+
+    /// Where the first number lies, and numbers from one row to the next.
+    pub fn as_mut_ptr(&mut self) -> (*mut T, usize) {
+        (self.data, self.row_stride)
     }
 
     /// A shorter borrow of the same elements.

@@ -1,0 +1,143 @@
+//! A tile of a bf16 matrix product from panels of pairs of neighbouring terms, in the order in which a
+//! kernel reads them whatever way the operands lie. Rows of a whose terms lie side by side are read
+//! where they are; all else is copied into that order.
+//!
+//! ```text
+//! a   row-major, `stride` pairs from one row to the next     (rows, pairs)
+//! b   strips of COLS columns, the pairs of all of a term     (strips, pairs, COLS)
+//! ```
+
+use crate::dtype::bf16;
+use crate::ops::cpu::element::Buffer;
+use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
+
+/// Pairs of terms that are packed at a time. With 320 columns a panel of b is 640 KiB and stays in the
+/// second cache; 12 rows of a are 24 KiB and stay in the first.
+pub const PANEL_PAIRS: usize = 512;
+
+/// Rows of a that are packed at a time, at least.
+const GROUP: usize = 96;
+
+/// Multiplies packed panels.
+pub trait Kernel {
+    /// Rows and columns of what one call computes.
+    const ROWS: usize;
+    /// As above.
+    const COLS: usize;
+
+    /// Packs a `(rows, terms)` with at most `2·PANEL_PAIRS` terms. An odd number of them is filled up
+    /// with zero.
+    fn pack_a(&self, a: MatRef<bf16>, to: &mut [u32]);
+
+    /// Packs b `(terms, cols)`. Columns are filled up to whole strips, and terms to pairs, with zeros.
+    fn pack_b(&self, b: MatRef<bf16>, to: &mut [u32]);
+
+    /// The product of ROWS rows of a, `stride` numbers from one to the next, and a strip of b, `pairs`
+    /// deep, overwrites c `(ROWS, COLS)` or is added to it.
+    ///
+    /// # Safety
+    /// `pairs` pairs of each row of a can be read.
+    unsafe fn multiply(
+        &self,
+        pairs: usize,
+        a: (*const bf16, usize),
+        b: &[u32],
+        c: MatMut,
+        write: Write,
+    );
+}
+
+/// Rows and columns of a tile at most: b's panel of 320 columns stays in the second cache, and 504 rows
+/// make it worth packing.
+const TILE: [usize; 2] = [504, 320];
+
+/// Rows that a tile has at least, if fewer than [`TASKS_PER_THREAD`] would else come out.
+const FEWEST_ROWS: usize = 96;
+const TASKS_PER_THREAD: usize = 4;
+
+/// Rows and columns of the tiles of a product, all of about the same size.
+pub fn tile<K: Kernel>(_: &K, (rows, cols): (usize, usize)) -> [usize; 2] {
+    let even = |len: usize, parts: usize, unit: usize| {
+        len.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit)
+    };
+    let across = cols.div_ceil(TILE[1]);
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    let down = (tasks.div_ceil(across.max(1))).min(rows / FEWEST_ROWS);
+    let down = down.max(rows.div_ceil(TILE[0]));
+    [even(rows, down, K::ROWS), even(cols, across, K::COLS)]
+}
+
+/// `c = a·b` or `c += a·b`, on this thread. Each sum runs over the terms in order, so that it does not
+/// depend on the size of the tile. `done(first row, rows)` is called when rows of c are complete.
+pub fn multiply<K: Kernel>(
+    kernel: &K,
+    mut c: MatMut,
+    write: Write,
+    a: MatRef<bf16>,
+    b: MatRef<bf16>,
+    [buffer_a, buffer_b, buffer_c]: [&mut Buffer; 3],
+    mut done: impl FnMut(usize, MatMut),
+) {
+    let (rows, terms) = a.shape();
+    let cols = b.shape().1;
+    if terms == 0 {
+        if write == Write::Replace {
+            c.clear();
+        }
+        return done(0, c);
+    }
+    // Panels of the same depth, as far as whole pairs allow.
+    let depth = terms
+        .div_ceil(terms.div_ceil(2 * PANEL_PAIRS))
+        .next_multiple_of(2);
+    let packed_b = buffer_b.aligned(cols.next_multiple_of(K::COLS) * depth / 2);
+    for start in (0..terms).step_by(depth) {
+        let panel = start..(start + depth).min(terms);
+        let pairs = panel.len().div_ceil(2);
+        let write = if start == 0 { write } else { Write::Add };
+        let last = panel.end == terms;
+        kernel.pack_b(b.rows(panel.clone()), packed_b);
+        let a = a.cols(panel);
+        let mut strip = |row: usize, height: usize, a: (*const bf16, usize)| {
+            for (strip, col) in (0..cols).step_by(K::COLS).enumerate() {
+                let b = &packed_b[strip * pairs * K::COLS..][..pairs * K::COLS];
+                let width = K::COLS.min(cols - col);
+                let mut c = c.block(row..row + height, col..col + width);
+                if (height, width) == (K::ROWS, K::COLS) {
+                    // SAFETY: by the callers below.
+                    unsafe { kernel.multiply(pairs, a, b, c, write) };
+                } else {
+                    let block = buffer_c.first(K::ROWS * K::COLS);
+                    let whole = MatMut::new(block, K::ROWS, K::COLS);
+                    // SAFETY: by the callers below.
+                    unsafe { kernel.multiply(pairs, a, b, whole, Write::Replace) };
+                    c.write(write, MatRef::new(block, K::ROWS, K::COLS));
+                }
+            }
+            if last {
+                done(row, c.block(row..row + height, 0..cols));
+            }
+        };
+        // Whole strips of rows with whole pairs lie as the kernel reads them.
+        let in_place = match a.col_stride() == 1 && a.shape().1 % 2 == 0 {
+            true => rows - rows % K::ROWS,
+            false => 0,
+        };
+        for row in (0..in_place).step_by(K::ROWS) {
+            // The kernel reads rows `row` to `row + ROWS`, which are there, and their terms.
+            strip(row, K::ROWS, a.rows(row..row + K::ROWS).as_ptr());
+        }
+        let group = GROUP.next_multiple_of(K::ROWS);
+        for first in (in_place..rows).step_by(group) {
+            let group = first..(first + group).min(rows);
+            let packed = buffer_a.aligned(group.len().next_multiple_of(K::ROWS) * PANEL_PAIRS);
+            kernel.pack_a(a.rows(group.clone()), packed);
+            for row in group.step_by(K::ROWS) {
+                // The kernel reads ROWS rows of what was packed; those beyond `rows` are not used.
+                let a = &packed[(row - first) * PANEL_PAIRS..];
+                let height = K::ROWS.min(rows - row);
+                strip(row, height, (a.as_ptr().cast(), 2 * PANEL_PAIRS));
+            }
+        }
+    }
+}
