@@ -3,7 +3,7 @@
 //! float32 rows are computed on where they lie.
 
 use super::matrix::{MatMut, MatRef, Write};
-use super::product;
+use super::product::{self, Cut};
 use crate::dtype::{DType, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
@@ -51,10 +51,9 @@ pub trait Element: bytemuck::Pod + Send + Sync {
         matrix.widen(buffer)
     }
 
-    /// Rows and columns of the tiles into which a product of this shape is cut.
-    fn tile(shape: (usize, usize)) -> [usize; 2] {
-        let _ = shape;
-        product::WIDENED_TILE
+    /// How the product of a and b is cut into tiles.
+    fn cut(a: MatRef<Self>, b: MatRef<Self>) -> Cut {
+        Cut::widened(a, b)
     }
 
     /// `c = a·b` or `c += a·b` in float32, on this thread; calls `done(first row, rows)` when rows of
@@ -160,8 +159,8 @@ impl Element for bf16 {
         }
     }
 
-    fn tile(shape: (usize, usize)) -> [usize; 2] {
-        product::tile_of_bf16(shape)
+    fn cut(a: MatRef<bf16>, b: MatRef<bf16>) -> Cut {
+        product::cut_bf16(a, b)
     }
 
     fn multiply(

@@ -6,8 +6,15 @@
 //! show in the bits. What a thread keeps is bounded whatever the sizes of the matrices.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+mod pack;
 mod panels;
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
 
 use super::element::{Buffer, Element, with_buffers};
 use super::matrix::{MatMut, MatRef, Write, matmul};
@@ -17,8 +24,68 @@ use std::ops::Range;
 
 /// Rows and columns of a tile whose operands are widened, and terms that are widened at a time: two
 /// panels of at most 1 MiB that stay in the second cache while they are multiplied.
-pub const WIDENED_TILE: [usize; 2] = [256, 256];
+const WIDENED_TILE: [usize; 2] = [256, 256];
 const PANEL: usize = 1024;
+
+/// Tiles of a thread from which on they need not be a multiple of the threads.
+const TILES_PER_THREAD: usize = 4;
+
+/// How a destination is cut into tiles: a number of parts of its rows and of its columns, of about the
+/// same size and of whole units.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cut {
+    lengths: [usize; 2],
+    units: [usize; 2],
+    parts: [usize; 2],
+}
+
+impl Cut {
+    /// Tiles of operands that are widened, whatever the number of threads.
+    pub fn widened<T>(a: MatRef<T>, b: MatRef<T>) -> Self {
+        let lengths = [a.shape().0, b.shape().1];
+        Self::for_threads(lengths, WIDENED_TILE, [1, 1], 1)
+    }
+
+    /// Tiles of at most `most` rows and columns, as large as keeps the threads equally busy.
+    fn for_threads(
+        lengths: [usize; 2],
+        most: [usize; 2],
+        units: [usize; 2],
+        threads: usize,
+    ) -> Self {
+        let mut parts = [0, 1].map(|i| lengths[i].div_ceil(most[i]).max(1));
+        let size = |parts: [usize; 2], i: usize| lengths[i] / parts[i];
+        loop {
+            let tiles = parts[0] * parts[1];
+            if tiles % threads == 0 || tiles >= TILES_PER_THREAD * threads {
+                break;
+            }
+            let longer = usize::from(size(parts, 1) > size(parts, 0));
+            if size(parts, longer) < 4 * units[longer] {
+                break;
+            }
+            parts[longer] += 1;
+        }
+        Self {
+            lengths,
+            units,
+            parts,
+        }
+    }
+
+    /// The parts of the rows (0) or columns (1).
+    fn ranges(self, i: usize) -> impl Iterator<Item = Range<usize>> {
+        let Self {
+            lengths,
+            units,
+            parts,
+        } = self;
+        let bound = move |part: usize| {
+            (lengths[i].div_ceil(units[i]) * part / parts[i] * units[i]).min(lengths[i])
+        };
+        (0..parts[i]).map(move |part| bound(part)..bound(part + 1))
+    }
+}
 
 /// `c = a·b`, where `finish(row, first column, sums)` may change the float32 sums of a part of a row
 /// before they are rounded.
@@ -28,8 +95,8 @@ pub fn product<T: Element, C: Element>(
     b: MatRef<T>,
     finish: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
-    let tile = T::tile(c.shape());
-    for_each_tile(c, tile, |[sums, buffers @ ..], rows, cols, tile| {
+    let cut = T::cut(a, b);
+    for_each_tile(c, cut, |[sums, buffers @ ..], rows, cols, tile| {
         let (a, b) = (a.rows(rows.clone()), b.cols(cols.clone()));
         C::write_rows(tile, sums, |sums, done| {
             T::multiply(sums, Write::Replace, a, b, buffers, |first, mut sums| {
@@ -44,8 +111,8 @@ pub fn product<T: Element, C: Element>(
 
 /// `c += a·b`.
 pub fn add_product<T: Element>(c: MatMut, a: MatRef<T>, b: MatRef<T>) {
-    let tile = T::tile(c.shape());
-    for_each_tile(c, tile, |[_, buffers @ ..], rows, cols, tile| {
+    let cut = T::cut(a, b);
+    for_each_tile(c, cut, |[_, buffers @ ..], rows, cols, tile| {
         let (a, b) = (a.rows(rows), b.cols(cols));
         T::multiply(tile, Write::Add, a, b, buffers, |_, _| ());
     });
@@ -54,6 +121,10 @@ pub fn add_product<T: Element>(c: MatMut, a: MatRef<T>, b: MatRef<T>) {
 /// Does `$packed` with the kernel for pairs of bf16 numbers that this CPU has, else `$widened`.
 macro_rules! with_kernel {
     ($kernel:ident => $packed:expr, $widened:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        if let Some($kernel) = amx::Amx::new() {
+            return $packed;
+        }
         #[cfg(target_arch = "x86_64")]
         if let Some($kernel) = avx512_bf16::Avx512Bf16::new() {
             return $packed;
@@ -77,9 +148,9 @@ pub fn multiply_bf16(
     )
 }
 
-/// [`Element::tile`] of bf16.
-pub fn tile_of_bf16(shape: (usize, usize)) -> [usize; 2] {
-    with_kernel!(kernel => panels::tile(&kernel, shape), WIDENED_TILE)
+/// [`Element::cut`] of bf16.
+pub fn cut_bf16(a: MatRef<bf16>, b: MatRef<bf16>) -> Cut {
+    with_kernel!(kernel => panels::cut(&kernel, a, b), Cut::widened(a, b))
 }
 
 /// The product of a tile, its operands widened to float32 a panel at a time.
@@ -106,17 +177,14 @@ pub fn multiply_widened<T: Element>(
 /// Runs `f(buffers, rows, columns, tile)` for each tile, on the threads of the current pool.
 fn for_each_tile<C: Element>(
     mut c: MatMut<C>,
-    [tile_rows, tile_cols]: [usize; 2],
+    cut: Cut,
     f: impl Fn([&mut Buffer; 4], Range<usize>, Range<usize>, MatMut<C>) + Sync,
 ) {
-    let (rows, cols) = c.shape();
-    let mut tiles = Vec::with_capacity(rows.div_ceil(tile_rows) * cols.div_ceil(tile_cols));
-    for row in (0..rows).step_by(tile_rows) {
-        let rows = row..(row + tile_rows).min(rows);
+    let mut tiles = Vec::with_capacity(cut.parts[0] * cut.parts[1]);
+    for rows in cut.ranges(0) {
         let (mut right, below) = c.split_rows(rows.len());
         c = below;
-        for col in (0..cols).step_by(tile_cols) {
-            let cols = col..(col + tile_cols).min(cols);
+        for cols in cut.ranges(1) {
             let (tile, rest) = right.split_cols(cols.len());
             right = rest;
             tiles.push((rows.clone(), cols, tile));

@@ -7,6 +7,7 @@
 //! b   strips of COLS columns, the pairs of all of a term     (strips, pairs, COLS)
 //! ```
 
+use super::Cut;
 use crate::dtype::bf16;
 use crate::ops::cpu::element::Buffer;
 use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
@@ -20,17 +21,25 @@ const GROUP: usize = 96;
 
 /// Multiplies packed panels.
 pub trait Kernel {
-    /// Rows and columns of what one call computes.
+    /// Rows of what one call computes.
     const ROWS: usize;
-    /// As above.
+    /// Its columns.
     const COLS: usize;
+    /// What the number of pairs is a multiple of.
+    const PAIRS: usize;
 
-    /// Packs a `(rows, terms)` with at most `2·PANEL_PAIRS` terms. An odd number of them is filled up
-    /// with zero.
+    /// Sets this thread up for calls of [`Kernel::multiply`].
+    fn begin(&self) {}
+
+    /// Ends what [`Kernel::begin`] began.
+    fn end(&self) {}
+
+    /// Packs a `(rows, terms)` with at most `2·PANEL_PAIRS` terms, filled up with zeros to a multiple
+    /// of PAIRS pairs.
     fn pack_a(&self, a: MatRef<bf16>, to: &mut [u32]);
 
-    /// Packs b `(terms, cols)`. Columns are filled up to whole strips, and terms to pairs, with zeros.
-    fn pack_b(&self, b: MatRef<bf16>, to: &mut [u32]);
+    /// Packs b `(terms, cols)`, filled up with zeros to whole strips and to `pairs`.
+    fn pack_b(&self, b: MatRef<bf16>, pairs: usize, to: &mut [u32]);
 
     /// The product of ROWS rows of a, `stride` numbers from one to the next, and a strip of b, `pairs`
     /// deep, overwrites c `(ROWS, COLS)` or is added to it.
@@ -47,24 +56,28 @@ pub trait Kernel {
     );
 }
 
-/// Rows and columns of a tile at most: b's panel of 320 columns stays in the second cache, and 504 rows
-/// make it worth packing.
-const TILE: [usize; 2] = [504, 320];
+/// Columns of a tile at most, so that b's panel stays in the second cache.
+const TILE_COLS: usize = 320;
 
-/// Rows that a tile has at least, if fewer than [`TASKS_PER_THREAD`] would else come out.
-const FEWEST_ROWS: usize = 96;
-const TASKS_PER_THREAD: usize = 4;
+/// Rows of a tile at most: b is packed once for them. Where a is packed too, once for each tile of
+/// columns, tiles need not be that high.
+const TILE_ROWS: usize = 2016;
+const TILE_ROWS_PACKED: usize = 504;
 
-/// Rows and columns of the tiles of a product, all of about the same size.
-pub fn tile<K: Kernel>(_: &K, (rows, cols): (usize, usize)) -> [usize; 2] {
-    let even = |len: usize, parts: usize, unit: usize| {
-        len.div_ceil(parts.max(1)).next_multiple_of(unit).max(unit)
+/// How the product of a and b is cut into tiles for the threads of the current pool.
+pub fn cut<K: Kernel>(_: &K, a: MatRef<bf16>, b: MatRef<bf16>) -> Cut {
+    let tile_rows = match a.col_stride() {
+        1 => TILE_ROWS,
+        _ => TILE_ROWS_PACKED,
     };
-    let across = cols.div_ceil(TILE[1]);
-    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
-    let down = (tasks.div_ceil(across.max(1))).min(rows / FEWEST_ROWS);
-    let down = down.max(rows.div_ceil(TILE[0]));
-    [even(rows, down, K::ROWS), even(cols, across, K::COLS)]
+    let most = [tile_rows, TILE_COLS];
+    let lengths = [a.shape().0, b.shape().1];
+    Cut::for_threads(
+        lengths,
+        most,
+        [K::ROWS, K::COLS],
+        rayon::current_num_threads(),
+    )
 }
 
 /// `c = a·b` or `c += a·b`, on this thread. Each sum runs over the terms in order, so that it does not
@@ -86,17 +99,19 @@ pub fn multiply<K: Kernel>(
         }
         return done(0, c);
     }
-    // Panels of the same depth, as far as whole pairs allow.
+    // Panels of the same depth, as far as the kernel's units allow.
+    let unit = 2 * K::PAIRS;
     let depth = terms
         .div_ceil(terms.div_ceil(2 * PANEL_PAIRS))
-        .next_multiple_of(2);
+        .next_multiple_of(unit);
     let packed_b = buffer_b.aligned(cols.next_multiple_of(K::COLS) * depth / 2);
     for start in (0..terms).step_by(depth) {
         let panel = start..(start + depth).min(terms);
-        let pairs = panel.len().div_ceil(2);
+        let pairs = panel.len().next_multiple_of(unit) / 2;
         let write = if start == 0 { write } else { Write::Add };
         let last = panel.end == terms;
-        kernel.pack_b(b.rows(panel.clone()), packed_b);
+        kernel.pack_b(b.rows(panel.clone()), pairs, packed_b);
+        kernel.begin();
         let a = a.cols(panel);
         let mut strip = |row: usize, height: usize, a: (*const bf16, usize)| {
             for (strip, col) in (0..cols).step_by(K::COLS).enumerate() {
@@ -118,8 +133,8 @@ pub fn multiply<K: Kernel>(
                 done(row, c.block(row..row + height, 0..cols));
             }
         };
-        // Whole strips of rows with whole pairs lie as the kernel reads them.
-        let in_place = match a.col_stride() == 1 && a.shape().1 % 2 == 0 {
+        // Whole strips of rows with whole units of terms lie as the kernel reads them.
+        let in_place = match a.col_stride() == 1 && a.shape().1 % unit == 0 {
             true => rows - rows % K::ROWS,
             false => 0,
         };
@@ -139,5 +154,6 @@ pub fn multiply<K: Kernel>(
                 strip(row, height, (a.as_ptr().cast(), 2 * PANEL_PAIRS));
             }
         }
+        kernel.end();
     }
 }
