@@ -92,14 +92,12 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-const EIGHT: [u8; 16] = [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0];
-
 static CONFIGURATION: Configuration = Configuration {
     palette: 1,
     start_row: 0,
     reserved: [0; 14],
     bytes_of_a_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: EIGHT,
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
 impl Kernel for Amx {
@@ -138,7 +136,7 @@ impl Kernel for Amx {
         write: Write,
     ) {
         assert!(b.len() >= pairs * COLS && c.shape() == (ROWS, COLS));
-        assert!(pairs > 0 && pairs % TILE == 0 && pairs <= PANEL_PAIRS);
+        assert!(pairs > 0 && pairs.is_multiple_of(TILE) && pairs <= PANEL_PAIRS);
         if write == Write::Replace {
             c.clear();
         }

@@ -132,15 +132,15 @@ unsafe fn pack_a_columns(a: MatRef<bf16>, to: &mut [u32]) {
     for row in (0..rows).step_by(32) {
         let len = (rows - row).min(32);
         for k in (0..terms).step_by(32) {
-            let mut halves = [[_mm512_setzero_si512(); 16]; 2];
-            let pairs = (terms - k).div_ceil(2).min(16);
-            for pair in 0..pairs {
+            let [mut low, mut high] = [[_mm512_setzero_si512(); 16]; 2];
+            let pairs = low.iter_mut().zip(&mut high).enumerate();
+            for (pair, (low, high)) in pairs.take((terms - k).div_ceil(2)) {
                 let term = k + 2 * pair;
                 // SAFETY: `len` numbers of a column; one that is not there is zeros.
                 let [first, second] = unsafe { load_two(columns, term, row, len) };
-                [halves[0][pair], halves[1][pair]] = interleave(first, second);
+                [*low, *high] = interleave(first, second);
             }
-            for (half, pairs_of_rows) in halves.into_iter().enumerate() {
+            for (half, pairs_of_rows) in [low, high].into_iter().enumerate() {
                 let row = row + half * 16;
                 for (i, pairs_of_row) in transpose(pairs_of_rows).into_iter().enumerate() {
                     if row + i < rows {

@@ -134,7 +134,7 @@ pub fn multiply<K: Kernel>(
             }
         };
         // Whole strips of rows with whole units of terms lie as the kernel reads them.
-        let in_place = match a.col_stride() == 1 && a.shape().1 % unit == 0 {
+        let in_place = match a.col_stride() == 1 && a.shape().1.is_multiple_of(unit) {
             true => rows - rows % K::ROWS,
             false => 0,
         };
