@@ -127,11 +127,13 @@ fn cut(normalizers: &[Value], pre_tokenizers: &[Value]) -> Option<Cut> {
             let single = digits["individual_digits"].as_bool()?;
             (Pattern::BYTE_LEVEL, Some(Single(single)))
         }
-        (["Split", _], [split, last])
-            if byte_level(last, false)
-                && split["behavior"] == "Isolated"
-                && split["invert"] == false =>
-        {
+        (["Split", _], [split, last]) if byte_level(last, false) => {
+            // The known expressions match all of a text, so that it is the same whether the matches
+            // are kept or what lies between them is removed.
+            match (split["behavior"].as_str()?, split["invert"].as_bool()?) {
+                ("Isolated", false) | ("Removed", true) => {}
+                _ => return None,
+            }
             (Pattern::of(split["pattern"]["Regex"].as_str()?)?, None)
         }
         _ => return None,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -13,6 +14,7 @@ use crate::rng::Stream;
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -41,7 +43,7 @@ impl Random {
 
     /// A bit of text of the kinds that tokenizers treat differently.
     fn fragment(&mut self) -> String {
-        const WORDS: [&str; 10] = [
+        const WORDS: [&str; 11] = [
             "the",
             " Natalia",
             "sold",
@@ -52,6 +54,7 @@ impl Random {
             "नमस्ते",
             "e\u{301}",
             "ﬁ",
+            "HTTPServer",
         ];
         const BLANKS: [&str; 14] = [
             " ", "  ", "    ", "\n", "\r\n", "\n\n\n", "\r", "\t", "\u{A0}", "\u{3000}",
@@ -210,6 +213,9 @@ fn tokenizers() -> Vec<(&'static str, Tokenizer)> {
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
     };
+    let tekken = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": TEKKEN}, "behavior": "Removed", "invert": true},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
     let digits = |single: bool| {
         json!({"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": single},
@@ -258,6 +264,10 @@ fn tokenizers() -> Vec<(&'static str, Tokenizer)> {
         (
             "smollm2",
             open(&with(gpt2.clone(), json!({"/pre_tokenizer": digits(true)}))),
+        ),
+        (
+            "tekken",
+            open(&with(gpt2.clone(), json!({"/pre_tokenizer": tekken}))),
         ),
         (
             "digits",
@@ -348,7 +358,8 @@ fn gsm8k_has_the_same_tokens_and_offsets() {
     }
 }
 
-/// `SFT_TEXTS=train.jsonl cargo test --release --lib fast_path_over_many -- --ignored`
+/// `SFT_TEXTS=train.jsonl SFT_MODEL=folder cargo test --lib fast_path_over_many -- --ignored
+/// --nocapture`
 #[test]
 #[ignore = "minutes; 100,000 texts for each kind of tokenizer"]
 fn fast_path_over_many_texts() {
@@ -356,15 +367,20 @@ fn fast_path_over_many_texts() {
     let path = path.unwrap_or_else(|| fixture("data/gsm8k_train_small.jsonl"));
     let rows = fs::read_to_string(path).expect("data");
     let rows: Vec<&str> = rows.lines().collect();
-    for (name, tokenizer) in tokenizers() {
-        let mut random = random(3);
-        let texts = (0..100_000).map(|i| match i / rows.len() {
-            0 => rows[i].to_owned(),
-            _ => random.mutated(rows[i % rows.len()]),
+    let mut tokenizers = tokenizers();
+    if let Some(folder) = std::env::var_os("SFT_MODEL") {
+        let tokenizer = Tokenizer::open(PathBuf::from(folder)).expect("a tokenizer");
+        tokenizers.push(("SFT_MODEL", tokenizer));
+    }
+    for (name, tokenizer) in tokenizers {
+        let taken = (0..100_000).into_par_iter().filter(|&i| {
+            let text = match i / rows.len() {
+                0 => rows[i].to_owned(),
+                _ => Random(Stream::new(3, i as u64), 0).mutated(rows[i % rows.len()]),
+            };
+            assert_same(name, &tokenizer, &text)
         });
-        let taken = texts
-            .filter(|text| assert_same(name, &tokenizer, text))
-            .count();
+        let taken = taken.count();
         println!("{name}: 100000 texts, {taken} by the fast path");
     }
 }

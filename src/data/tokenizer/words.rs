@@ -12,6 +12,8 @@ use regex_syntax::hir::{Class, HirKind};
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// That of Mistral's newer tokenizers.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How a text is cut into words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub(super) enum Pattern {
     Gpt2,
     /// Letters with any one character before; at most so many digits; line ends by themselves.
     Llama3 { digits: usize },
+    /// Capitals begin words; single digits.
+    Tekken,
 }
 
 impl Pattern {
@@ -31,6 +35,7 @@ impl Pattern {
             GPT2 => Some(Self::Gpt2),
             LLAMA3 => Some(Self::Llama3 { digits: 3 }),
             QWEN2 => Some(Self::Llama3 { digits: 1 }),
+            TEKKEN => Some(Self::Tekken),
             _ => None,
         }
     }
@@ -40,6 +45,7 @@ impl Pattern {
         match self {
             Self::Gpt2 => gpt2(text, at),
             Self::Llama3 { digits } => llama3(text, at, digits),
+            Self::Tekken => tekken(text, at),
         }
     }
 
@@ -65,11 +71,23 @@ const SPACE: u8 = 4;
 const WORD: u8 = LETTER | NUMBER | SPACE;
 /// What is none of the three: punctuation, symbols, marks, controls, unassigned.
 const OTHER: u8 = 0;
+/// Further bits of letters and of the rest.
+const LOWER: u8 = 8;
+const UPPER: u8 = 16;
+const MARK: u8 = 32;
 
 /// The class of each character.
 static CLASSES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut classes = vec![OTHER; char::MAX as usize + 1];
-    for (expression, bit) in [(r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", SPACE)] {
+    let bits = [
+        (r"\p{L}", LETTER),
+        (r"\p{N}", NUMBER),
+        (r"\s", SPACE),
+        (r"\p{Ll}", LOWER),
+        (r"[\p{Lu}\p{Lt}]", UPPER),
+        (r"\p{M}", MARK),
+    ];
+    for (expression, bit) in bits {
         let class = regex_syntax::parse(expression).expect("a constant that parses");
         let HirKind::Class(Class::Unicode(class)) = class.kind() else {
             unreachable!("{expression} is a class of characters");
@@ -132,9 +150,9 @@ impl<'a> Text<'a> {
         at
     }
 
-    /// `[\r\n]*`
-    fn line_ends(self, mut at: usize) -> usize {
-        while matches!(self.byte(at), b'\r' | b'\n') {
+    /// `[\r\n]*`, or `[\r\n/]*`
+    fn line_ends(self, mut at: usize, slashes: bool) -> usize {
+        while matches!(self.byte(at), b'\r' | b'\n') || (slashes && self.byte(at) == b'/') {
             at += 1;
         }
         at
@@ -213,9 +231,74 @@ fn llama3(text: Text<'_>, at: usize, digits: usize) -> usize {
         return text.run(next, LETTER);
     }
     if class & WORD == OTHER || (first == b' ' && text.is(next, OTHER)) {
-        return text.line_ends(text.run(next, OTHER));
+        return text.line_ends(text.run(next, OTHER), false);
     }
     text.white_space(at, true)
+}
+
+fn tekken(text: Text<'_>, at: usize) -> usize {
+    let Some((class, len)) = text.class(at) else {
+        return at;
+    };
+    let (first, next) = (text.byte(at), at + len);
+    if class & NUMBER != 0 {
+        return next;
+    }
+    // A word with the character before it, or else one that begins here.
+    let before = class & LETTER == 0 && !matches!(first, b'\r' | b'\n');
+    let starts = if before { [next, at] } else { [at, at] };
+    let lower = starts.iter().find_map(|&start| lower_word(text, start));
+    let word = lower.or_else(|| {
+        let upper = starts.iter().map(|&start| (start, capitals(text, start)));
+        upper.filter(|(start, end)| start < end).map(|w| w.1).next()
+    });
+    if let Some(end) = word {
+        return end;
+    }
+    if class & WORD == OTHER || (first == b' ' && text.is(next, OTHER)) {
+        return text.line_ends(text.run(next, OTHER), true);
+    }
+    text.white_space(at, true)
+}
+
+fn may_be_upper(class: u8) -> bool {
+    class & (LETTER | MARK) != 0 && class & LOWER == 0
+}
+
+fn may_be_lower(class: u8) -> bool {
+    class & (LETTER | MARK) != 0 && class & UPPER == 0
+}
+
+/// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*`
+fn capitals(text: Text<'_>, mut at: usize) -> usize {
+    while let Some((class, len)) = text.class(at)
+        && may_be_upper(class)
+    {
+        at += len;
+    }
+    at
+}
+
+/// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+`: where the first part would take
+/// everything, it leaves the last character to the second that this can take.
+fn lower_word(text: Text<'_>, start: usize) -> Option<usize> {
+    let (mut at, mut either) = (start, None);
+    while let Some((class, len)) = text.class(at)
+        && may_be_upper(class)
+    {
+        if may_be_lower(class) {
+            either = Some(at);
+        }
+        at += len;
+    }
+    let is_lower = |at| text.class(at).is_some_and(|(class, _)| may_be_lower(class));
+    let mut end = Some(at).filter(|&at| is_lower(at)).or(either)?;
+    while let Some((class, len)) = text.class(end)
+        && may_be_lower(class)
+    {
+        end += len;
+    }
+    Some(end)
 }
 
 /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)`; a long s (U+017F) is an s too.
@@ -276,15 +359,36 @@ mod tests {
     }
 
     #[test]
+    fn tekken_cuts_before_capitals() {
+        let text = "camelCase HTTPServer ÉCOLE 中A !/\n/ 12";
+        let expected = [
+            "camel",
+            "Case",
+            " HTTPServer",
+            " ÉCOLE",
+            " 中",
+            "A",
+            " !/\n/",
+            " ",
+            "1",
+            "2",
+        ];
+        assert_eq!(words(Pattern::Tekken, text), expected);
+    }
+
+    #[test]
     fn words_of_every_character_are_those_of_the_expressions() {
-        let all: Vec<char> = ('\0'..=char::MAX).collect();
-        for expression in [GPT2, LLAMA3, QWEN2] {
+        // Up to the last ideograph, and the tags; planes without characters between them.
+        let all: Vec<char> = ('\0'..='\u{32400}')
+            .chain('\u{E0000}'..='\u{E0200}')
+            .collect();
+        for expression in [GPT2, LLAMA3, QWEN2, TEKKEN] {
             let pattern = Pattern::of(expression).expect("a known pattern");
             let regex = SysRegex::new(expression).expect("an expression");
             for some in all.chunks(1024) {
                 let text: String = some
                     .iter()
-                    .flat_map(|&c| [' ', c, 'a', c, '1', c, '\n', c, '\'', c, c])
+                    .flat_map(|&c| [' ', c, 'a', c, 'A', c, '中', c, '1', c, '\n', c, '\'', c, c])
                     .collect();
                 let expected: Vec<_> = regex.find_iter(&text).map(|(s, e)| &text[s..e]).collect();
                 assert!(words(pattern, &text) == expected, "{:?} …", some[0]);
