@@ -116,8 +116,7 @@ impl Tokenizer {
             fingerprint,
             vocab_size: 0,
         };
-        let highest = tokenizer.inner.get_vocab(true).into_values().max();
-        tokenizer.vocab_size = highest.map_or(0, |id| id as usize + 1);
+        tokenizer.vocab_size = tokenizer.count_ids();
         tokenizer.declare_special_tokens();
         tokenizer.apply_bos_and_eos_flags()?;
         tokenizer.find_fast_path();
@@ -267,6 +266,18 @@ impl Tokenizer {
 
     fn special_id(&self, name: &str) -> Option<i32> {
         self.token_to_id(self.special.get(name)?)
+    }
+
+    /// One more than the highest id. A vocabulary is copied to be asked, so our own is if there is one.
+    fn count_ids(&self) -> usize {
+        let highest = match &self.bpe {
+            Some(bpe) => {
+                let added = self.inner.get_added_tokens_decoder().into_keys().max();
+                added.max(Some(bpe.highest_id()))
+            }
+            None => self.inner.get_vocab(true).into_values().max(),
+        };
+        highest.map_or(0, |id| id as usize + 1)
     }
 
     fn find_fast_path(&mut self) {

@@ -184,6 +184,10 @@ impl Bpe {
         Some(())
     }
 
+    pub fn highest_id(&self) -> u32 {
+        self.lengths.len() as u32 - 1
+    }
+
     /// Whether words are bytes; else characters, with [`META`] for a space.
     pub fn is_byte_level(&self) -> bool {
         matches!(self.alphabet, Alphabet::Bytes { .. })

@@ -2,6 +2,9 @@
 //! with the same tokens: byte-pair encoding over bytes (GPT-2, Llama 3, Qwen, SmolLM) or over
 //! characters with byte fallback (Llama 2, Mistral).
 //!
+//! Own code, as no well-kept library that we found gives both: the fast ones give no offsets, which
+//! the masks of conversations need.
+//!
 //! What is not known here is not guessed: [`FastPath::new`] gives `None` for a configuration, and
 //! [`FastPath::encode`] for a text, that the `tokenizers` crate has to encode.
 

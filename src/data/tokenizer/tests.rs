@@ -352,6 +352,8 @@ fn random_texts_have_the_same_tokens_and_offsets() {
 fn gsm8k_has_the_same_tokens_and_offsets() {
     let rows = fs::read_to_string(fixture("data/gsm8k_train_small.jsonl")).expect("data");
     for (name, tokenizer) in tokenizers() {
+        let highest = tokenizer.inner.get_vocab(true).into_values().max();
+        assert_eq!(Some(tokenizer.vocab_size() as u32 - 1), highest, "{name}");
         for row in rows.lines().chain([rows.as_str(), ""]) {
             assert_same(name, &tokenizer, row);
         }
