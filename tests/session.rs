@@ -796,6 +796,35 @@ fn the_log_has_one_row_for_each_update_under_the_peers_names() {
 }
 
 #[test]
+fn a_run_holds_its_speed_against_matrix_products_and_trains_the_same() {
+    let losses_and_rows = |keys: Value| {
+        let dir = folder();
+        let config = config(dir.path(), with(keys, &json!({"max_steps": 2})));
+        let out = config.output_dir.clone();
+        let reports = run(&mut start(config));
+        let losses: Vec<f64> = reports.iter().map(|r| r.loss).collect();
+        assert!(reports.iter().all(|r| r.model_flops > 0));
+        let record = RunRecord::read(out).unwrap();
+        let rows = log_rows(dir.path(), "loss");
+        (losses, rows, record.ceiling_flops_per_second)
+    };
+    for precision in formats() {
+        let (losses, rows, none) = losses_and_rows(precision.clone());
+        assert!(none.is_none() && rows[0].get("ceiling_ratio").is_none());
+        let measured = with(precision, &json!({"measure_ceiling": true}));
+        let (with_it, rows, ceiling) = losses_and_rows(measured);
+        assert_eq!(losses, with_it);
+        let ceiling = ceiling.unwrap();
+        assert!(ceiling.is_finite() && ceiling > 0.0);
+        for row in rows {
+            let speed = row["model_flops_per_second"].as_f64().unwrap();
+            let ratio = row["ceiling_ratio"].as_f64().unwrap();
+            assert!((ratio - speed / ceiling).abs() < 1e-4, "{row} {ceiling}");
+        }
+    }
+}
+
+#[test]
 fn the_budgets_end_a_run() {
     let cases = [
         (
