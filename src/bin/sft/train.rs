@@ -94,7 +94,8 @@ impl Speed {
         let seconds = self.seconds.max(1e-9);
         let flops = self.flops / seconds;
         format!(
-            "Speed: {:.1} tokens/s, {:.3} TFLOP/s of the model: {:.1} % of the {:.3} of its matrix products.",
+            "Speed: {:.1} tokens/s; {:.3} TFLOP/s of the model, {:.1} % of what its matrix products \
+             reach alone ({:.3}).",
             self.tokens as f64 / seconds,
             flops / 1e12,
             100.0 * flops / ceiling,
