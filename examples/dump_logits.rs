@@ -46,7 +46,9 @@ fn logits(model: &str, ids: &[i32]) -> Result<Vec<Vec<f32>>> {
     };
     let mut network = Network::new(Cpu::new(0)?, spec, table, work)?;
     let files = WeightFiles::open(model)?;
-    network.load_weights(|param, values| files.read_f32(&param.name, &param.shape, values))?;
+    network.load_weights(|param, start, values| {
+        files.read_f32_from(&param.name, &param.shape, start, values)
+    })?;
 
     let mut batch = Batch::default();
     batch.push(ids, &vec![IGNORE; ids.len()]);
