@@ -16,6 +16,7 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -79,10 +80,7 @@ impl Tokenizer {
             ),
             _ => Error::io(&path, e),
         })?;
-        let (inner, bpe) = rayon::join(
-            || tokenizers::Tokenizer::from_bytes(&bytes),
-            || Bpe::read(&bytes),
-        );
+        let (inner, bpe) = read_both(&bytes);
         let mut inner = inner.map_err(|e| {
             Error::new(ErrorKind::Tokenizer, path.display().to_string()).with_source(e)
         })?;
@@ -383,6 +381,20 @@ impl TextStream<'_> {
     fn decode(&self, ids: &[i32]) -> Result<String> {
         self.tokenizer.decode(ids, self.skip_special_tokens)
     }
+}
+
+/// The tokenizer in the bytes of a `tokenizer.json`, and its model for the fast path, which a thread of
+/// its own reads: rayon's global pool is the host's, not ours to start or to wait in.
+fn read_both(bytes: &[u8]) -> (tokenizers::Result<tokenizers::Tokenizer>, Option<Bpe>) {
+    std::thread::scope(|scope| {
+        let bpe = std::thread::Builder::new().spawn_scoped(scope, || Bpe::read(bytes));
+        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes);
+        let bpe = match bpe {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => Bpe::read(bytes),
+        };
+        (tokenizer, bpe)
+    })
 }
 
 /// The object in the file at `path`; empty when the file does not exist.

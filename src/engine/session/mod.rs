@@ -93,6 +93,10 @@ impl Session {
     /// Without `dataset_name` the host feeds its own batches by
     /// [`Session::step_batch`].
     ///
+    /// A session has threads of its own. A host that trains several at once drives each from a plain
+    /// thread: a task of a rayon pool that waits for them takes up other tasks of that pool meanwhile, one
+    /// session within another.
+    ///
     /// # Errors
     /// Of kind `Config`, `Model`, `Tensor`, `Tokenizer`, `Template`, `Data`, `OutOfMemory`, `Exists`,
     /// `Checkpoint`, `Io`; each names what is wrong and where. `Cancelled` when the canceller was triggered.
