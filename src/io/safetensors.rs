@@ -215,11 +215,9 @@ impl WeightFiles {
         if out.is_empty() {
             return self.read(name, shape, 0, out, finite);
         }
-        // The error of the lowest index, so that the message does not depend on the threads.
-        out.par_chunks_mut(CHUNK)
-            .enumerate()
-            .map(|(i, chunk)| self.read(name, shape, i * CHUNK, chunk, finite))
-            .reduce(|| Ok(()), Result::and)
+        read_in_pieces(out, CHUNK, &|start, piece| {
+            self.read(name, shape, start, piece, finite)
+        })
     }
 
     fn read(
@@ -402,6 +400,20 @@ fn read_header(path: &Path, file: &File) -> Result<(u64, Metadata)> {
         )));
     }
     Ok((data_start, metadata))
+}
+
+/// Reads `values` in pieces of `len`, `read(start, piece)` each, on the threads of the current pool. The
+/// error is that of the first piece that has one, whatever the threads do.
+pub(crate) fn read_in_pieces(
+    values: &mut [f32],
+    len: usize,
+    read: &(dyn Fn(usize, &mut [f32]) -> Result<()> + Sync),
+) -> Result<()> {
+    values
+        .par_chunks_mut(len)
+        .enumerate()
+        .map(|(i, piece)| read(i * len, piece))
+        .reduce(|| Ok(()), Result::and)
 }
 
 fn readable(dtype: Dtype) -> Option<DType> {

@@ -44,7 +44,7 @@ pub use swiglu::Swiglu;
 
 use crate::dtype::DType;
 use crate::error::Result;
-use rayon::prelude::*;
+use crate::io::read_in_pieces;
 
 /// Delivers the numbers of a tensor: `read(start, piece)` writes those from element `start` on. Called
 /// on several threads at once.
@@ -138,16 +138,6 @@ pub trait Backend:
         let _ = key;
         work(self);
     }
-}
-
-/// Reads `values` in pieces of `len` on the threads of the current pool. The error is that of the first
-/// piece that has one, whatever the threads do.
-fn read_in_pieces(values: &mut [f32], len: usize, read: &ReadPiece) -> Result<()> {
-    values
-        .par_chunks_mut(len)
-        .enumerate()
-        .map(|(i, piece)| read(i * len, piece))
-        .reduce(|| Ok(()), Result::and)
 }
 
 /// The name of a sequence of operations: all that its regions and numbers depend on, for the network

@@ -82,11 +82,11 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     }
 
     /// Lets `f` overwrite a matrix with float32 numbers, and rounds them.
-    fn write_matrix(mut matrix: MatMut<'_, Self>, buffer: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
-        let (rows, cols) = matrix.shape();
-        let mut wide = MatMut::new(buffer.first(rows * cols), rows, cols);
-        f(wide.reborrow());
-        matrix.narrow_rows(0, wide);
+    fn write_matrix(matrix: MatMut<'_, Self>, buffer: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
+        Self::write_rows(matrix, buffer, |mut wide, done| {
+            f(wide.reborrow());
+            done(0, wide);
+        });
     }
 }
 
@@ -128,10 +128,6 @@ impl Element for f32 {
         f: impl FnOnce(MatMut<'_>, &mut dyn FnMut(usize, MatMut)),
     ) {
         f(matrix, &mut |_, _| ());
-    }
-
-    fn write_matrix(matrix: MatMut<'_>, _: &mut Buffer, f: impl FnOnce(MatMut<'_>)) {
-        f(matrix);
     }
 }
 

@@ -8,7 +8,8 @@ pub(super) mod product;
 pub(super) mod vector;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Indices, ReadPiece, Region, read_in_pieces};
+use crate::io::read_in_pieces;
+use crate::ops::{Backend, Indices, ReadPiece, Region};
 use arena::Arena;
 use element::{Element, by_format};
 use rayon::prelude::*;

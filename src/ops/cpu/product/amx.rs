@@ -42,7 +42,8 @@ impl Amx {
         let terms = 4 * TILE;
         let (a, b) = (numbers(ROWS * terms, 5), numbers(terms * COLS, 7));
         let mut packed = vec![0u32; terms / 2 * COLS];
-        self.pack_b(MatRef::new(&b, terms, COLS), terms / 2, &mut packed);
+        self.0
+            .pack_b(MatRef::new(&b, terms, COLS), terms / 2, &mut packed);
         let mut c = vec![1.0f32; ROWS * COLS];
         self.begin();
         // SAFETY: a has 32 rows of these terms.
@@ -102,7 +103,6 @@ static CONFIGURATION: Configuration = Configuration {
 
 impl Kernel for Amx {
     const ROWS: usize = ROWS;
-    const COLS: usize = COLS;
     const PAIRS: usize = TILE;
 
     fn begin(&self) {
@@ -119,12 +119,8 @@ impl Kernel for Amx {
         }
     }
 
-    fn pack_a(&self, a: MatRef<bf16>, to: &mut [u32]) {
-        self.0.pack_a(a, to);
-    }
-
-    fn pack_b(&self, b: MatRef<bf16>, pairs: usize, to: &mut [u32]) {
-        self.0.pack_b(b, pairs, to);
+    fn packer(&self) -> Packer {
+        self.0
     }
 
     unsafe fn multiply(

@@ -4,7 +4,7 @@
 use super::pack::{COLS, Packer};
 use super::panels::Kernel;
 use crate::dtype::bf16;
-use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
+use crate::ops::cpu::matrix::{MatMut, Write};
 use std::arch::x86_64::*;
 
 /// Sums of 12 rows and 32 columns stay in 24 of the 32 registers; a pair of k costs 2 loads of b, 12
@@ -24,15 +24,10 @@ impl Avx512Bf16 {
 
 impl Kernel for Avx512Bf16 {
     const ROWS: usize = ROWS;
-    const COLS: usize = COLS;
     const PAIRS: usize = 1;
 
-    fn pack_a(&self, a: MatRef<bf16>, to: &mut [u32]) {
-        self.0.pack_a(a, to);
-    }
-
-    fn pack_b(&self, b: MatRef<bf16>, pairs: usize, to: &mut [u32]) {
-        self.0.pack_b(b, pairs, to);
+    fn packer(&self) -> Packer {
+        self.0
     }
 
     unsafe fn multiply(

@@ -11,6 +11,7 @@ mod amx;
 mod avx512_bf16;
 #[cfg(target_arch = "x86_64")]
 mod pack;
+#[cfg(target_arch = "x86_64")]
 mod panels;
 
 #[cfg(all(test, target_arch = "x86_64"))]

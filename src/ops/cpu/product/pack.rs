@@ -19,7 +19,8 @@ impl Packer {
         found.then_some(Self(()))
     }
 
-    /// [`Kernel::pack_a`](super::panels::Kernel::pack_a).
+    /// Packs a `(rows, terms)` with at most `2·PANEL_PAIRS` terms, filled up with zeros to a multiple
+    /// of 16 pairs.
     pub fn pack_a(self, a: MatRef<bf16>, to: &mut [u32]) {
         assert!(to.len() >= a.shape().0 * PANEL_PAIRS && a.shape().1 <= 2 * PANEL_PAIRS);
         // SAFETY: `new` found the instructions; what is written was checked above.
@@ -32,7 +33,7 @@ impl Packer {
         }
     }
 
-    /// [`Kernel::pack_b`](super::panels::Kernel::pack_b).
+    /// Packs b `(terms, cols)`, filled up with zeros to whole strips and to `pairs`.
     pub fn pack_b(self, b: MatRef<bf16>, pairs: usize, to: &mut [u32]) {
         let (terms, cols) = b.shape();
         assert!(terms <= 2 * pairs && to.len() >= pairs * cols.next_multiple_of(COLS));

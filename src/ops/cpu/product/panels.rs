@@ -8,6 +8,7 @@
 //! ```
 
 use super::Cut;
+use super::pack::{COLS, Packer};
 use crate::dtype::bf16;
 use crate::ops::cpu::element::Buffer;
 use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
@@ -21,10 +22,8 @@ const GROUP: usize = 96;
 
 /// Multiplies packed panels.
 pub trait Kernel {
-    /// Rows of what one call computes.
+    /// Rows of what one call computes; it has COLS columns.
     const ROWS: usize;
-    /// Its columns.
-    const COLS: usize;
     /// What the number of pairs is a multiple of.
     const PAIRS: usize;
 
@@ -34,12 +33,8 @@ pub trait Kernel {
     /// Ends what [`Kernel::begin`] began.
     fn end(&self) {}
 
-    /// Packs a `(rows, terms)` with at most `2·PANEL_PAIRS` terms, filled up with zeros to a multiple
-    /// of PAIRS pairs.
-    fn pack_a(&self, a: MatRef<bf16>, to: &mut [u32]);
-
-    /// Packs b `(terms, cols)`, filled up with zeros to whole strips and to `pairs`.
-    fn pack_b(&self, b: MatRef<bf16>, pairs: usize, to: &mut [u32]);
+    /// What packs its operands.
+    fn packer(&self) -> Packer;
 
     /// The product of ROWS rows of a, `stride` numbers from one to the next, and a strip of b, `pairs`
     /// deep, overwrites c `(ROWS, COLS)` or is added to it.
@@ -72,12 +67,7 @@ pub fn cut<K: Kernel>(_: &K, a: MatRef<bf16>, b: MatRef<bf16>) -> Cut {
     };
     let most = [tile_rows, TILE_COLS];
     let lengths = [a.shape().0, b.shape().1];
-    Cut::for_threads(
-        lengths,
-        most,
-        [K::ROWS, K::COLS],
-        rayon::current_num_threads(),
-    )
+    Cut::for_threads(lengths, most, [K::ROWS, COLS], rayon::current_num_threads())
 }
 
 /// `c = a·b` or `c += a·b`, on this thread. Each sum runs over the terms in order, so that it does not
@@ -104,29 +94,31 @@ pub fn multiply<K: Kernel>(
     let depth = terms
         .div_ceil(terms.div_ceil(2 * PANEL_PAIRS))
         .next_multiple_of(unit);
-    let packed_b = buffer_b.aligned(cols.next_multiple_of(K::COLS) * depth / 2);
+    let packed_b = buffer_b.aligned(cols.next_multiple_of(COLS) * depth / 2);
     for start in (0..terms).step_by(depth) {
         let panel = start..(start + depth).min(terms);
         let pairs = panel.len().next_multiple_of(unit) / 2;
         let write = if start == 0 { write } else { Write::Add };
         let last = panel.end == terms;
-        kernel.pack_b(b.rows(panel.clone()), pairs, packed_b);
+        kernel
+            .packer()
+            .pack_b(b.rows(panel.clone()), pairs, packed_b);
         kernel.begin();
         let a = a.cols(panel);
         let mut strip = |row: usize, height: usize, a: (*const bf16, usize)| {
-            for (strip, col) in (0..cols).step_by(K::COLS).enumerate() {
-                let b = &packed_b[strip * pairs * K::COLS..][..pairs * K::COLS];
-                let width = K::COLS.min(cols - col);
+            for (strip, col) in (0..cols).step_by(COLS).enumerate() {
+                let b = &packed_b[strip * pairs * COLS..][..pairs * COLS];
+                let width = COLS.min(cols - col);
                 let mut c = c.block(row..row + height, col..col + width);
-                if (height, width) == (K::ROWS, K::COLS) {
+                if (height, width) == (K::ROWS, COLS) {
                     // SAFETY: by the callers below.
                     unsafe { kernel.multiply(pairs, a, b, c, write) };
                 } else {
-                    let block = buffer_c.first(K::ROWS * K::COLS);
-                    let whole = MatMut::new(block, K::ROWS, K::COLS);
+                    let block = buffer_c.first(K::ROWS * COLS);
+                    let whole = MatMut::new(block, K::ROWS, COLS);
                     // SAFETY: by the callers below.
                     unsafe { kernel.multiply(pairs, a, b, whole, Write::Replace) };
-                    c.write(write, MatRef::new(block, K::ROWS, K::COLS));
+                    c.write(write, MatRef::new(block, K::ROWS, COLS));
                 }
             }
             if last {
@@ -146,7 +138,7 @@ pub fn multiply<K: Kernel>(
         for first in (in_place..rows).step_by(group) {
             let group = first..(first + group).min(rows);
             let packed = buffer_a.aligned(group.len().next_multiple_of(K::ROWS) * PANEL_PAIRS);
-            kernel.pack_a(a.rows(group.clone()), packed);
+            kernel.packer().pack_a(a.rows(group.clone()), packed);
             for row in group.step_by(K::ROWS) {
                 // The kernel reads ROWS rows of what was packed; those beyond `rows` are not used.
                 let a = &packed[(row - first) * PANEL_PAIRS..];

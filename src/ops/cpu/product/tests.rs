@@ -15,15 +15,10 @@ struct TileModel(Packer);
 
 impl Kernel for TileModel {
     const ROWS: usize = 32;
-    const COLS: usize = COLS;
     const PAIRS: usize = 16;
 
-    fn pack_a(&self, a: MatRef<bf16>, to: &mut [u32]) {
-        self.0.pack_a(a, to);
-    }
-
-    fn pack_b(&self, b: MatRef<bf16>, pairs: usize, to: &mut [u32]) {
-        self.0.pack_b(b, pairs, to);
+    fn packer(&self) -> Packer {
+        self.0
     }
 
     unsafe fn multiply(
