@@ -575,11 +575,38 @@ fn plan_adds_up_the_memory_of_a_run() {
     }
     let args = ["plan", "--config", "run.yaml", "--json"];
     let plan: Value = serde_json::from_str(&stdout(&sft(folder.path(), &args))).unwrap();
+    let device = plan["device"].as_str().unwrap();
+    assert!(
+        device.starts_with("cpu, ") && text.contains(device),
+        "{text}"
+    );
     let total = plan["total_bytes"].as_u64().unwrap();
     let segments = plan["segments"].as_array().unwrap();
     let end = |s: &Value| s["offset"].as_u64().unwrap() + s["bytes"].as_u64().unwrap();
     assert!(segments.iter().map(end).max().unwrap() <= total && total > 0);
     assert!(!folder.path().join("out").exists());
+}
+
+#[test]
+fn the_kernel_of_bf16_matrices_can_be_named() {
+    let folder = tempfile::tempdir().unwrap();
+    small_run(folder.path(), "bf16: true\n");
+    let plan = |kernel: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sft"));
+        let args = ["plan", "--config", "run.yaml", "--device", "cpu"];
+        command.args(args).env("SFT_BF16_KERNEL", kernel);
+        command.current_dir(folder.path()).output().unwrap()
+    };
+    let widened = stdout(&plan("widened"));
+    assert!(
+        widened.contains("bf16 matrices widened to float32\n"),
+        "{widened}"
+    );
+    let (code, text) = failure(&plan("avx1024"));
+    assert!(
+        code == 2 && text.contains("SFT_BF16_KERNEL=avx1024: this CPU has "),
+        "{text}"
+    );
 }
 
 #[test]

@@ -149,6 +149,15 @@ impl OpenDevice {
         }
     }
 
+    /// The device in words.
+    fn describe(&self) -> String {
+        match self {
+            Self::Cpu(cpu, _) => cpu.describe(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda, _) => cuda.describe(),
+        }
+    }
+
     /// Plans and allocates a network on this device; one that trains multiplies matrices as the
     /// configuration says, or by what is quicker.
     ///
@@ -174,17 +183,19 @@ impl OpenDevice {
     }
 }
 
-/// What the device of a run will ask of the memory plan. Only `auto` looks at the machine: a plan for a
-/// named device can be made without it.
+/// What the device of a run will ask of the memory plan, and the device in words. A CUDA device that
+/// the configuration names is not opened: a plan can be made on a machine without it.
 ///
 /// # Errors
 /// As [`OpenDevice::open`].
-pub(super) fn needs(config: &Config, hooks: &mut Hooks) -> Result<Needs> {
+pub(super) fn foreseen(config: &Config, hooks: &mut Hooks) -> Result<(Needs, String)> {
     match config.device {
-        Device::Cpu => Ok(Needs::of_cpu(config)),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => Ok(Needs::of_cuda(config)),
-        _ => Ok(OpenDevice::open(config, hooks)?.needs()),
+        Device::Cuda(_) => Ok((Needs::of_cuda(config), config.device.to_string())),
+        _ => {
+            let device = OpenDevice::open(config, hooks)?;
+            Ok((device.needs(), device.describe()))
+        }
     }
 }
 

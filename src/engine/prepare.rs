@@ -74,6 +74,9 @@ pub fn plan_with(config: &Config, hooks: Hooks) -> Result<MemoryPlan> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RunPlan {
+    /// The device in words, with the instructions that it will use on the CPU; a CUDA device that the
+    /// configuration names is not asked.
+    pub device: String,
     /// Where every tensor lies.
     #[serde(flatten)]
     pub memory: MemoryPlan,
@@ -91,11 +94,12 @@ pub struct RunPlan {
 /// As [`plan_with`].
 pub fn plan_run(config: &Config, mut hooks: Hooks) -> Result<RunPlan> {
     config.validate()?;
-    let needs = device::needs(config, &mut hooks)?;
+    let (needs, device) = device::foreseen(config, &mut hooks)?;
     let spec = ModelSpec::from_dir(model_folder(config)?)?;
     let data = open_data(config, &spec, &mut hooks)?;
     let work = training_workload(config, &spec, &data, needs)?;
     let mut plan = RunPlan {
+        device,
         memory: needs.plan(&spec, &work),
         gemm: gemm::choices(config, &needs, &spec, &work),
         ceiling_flops_per_second: None,

@@ -1,4 +1,4 @@
-//! `sft plan`: the memory of a run, and on CUDA what multiplies its matrices, before anything is
+//! `sft plan`: the device and the memory of a run, and what multiplies its matrices, before anything is
 //! loaded.
 
 use std::path::PathBuf;
@@ -30,6 +30,7 @@ pub fn run(args: &Args, overrides: &Overrides) -> Result<ExitCode> {
             .map_err(|e| Error::new(ErrorKind::Internal, "the plan").with_source(e))?;
         console::line(&json);
     } else {
+        console::line(&format!("{:<16} {}", "device", plan.device));
         console::print(&table(&plan.memory));
         console::print(&products(&plan.gemm));
         if let Some(ceiling) = plan.ceiling_flops_per_second {

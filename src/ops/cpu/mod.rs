@@ -12,6 +12,7 @@ use crate::io::read_in_pieces;
 use crate::ops::{Backend, Indices, ReadPiece, Region};
 use arena::Arena;
 use element::{Element, by_format};
+use product::Bf16Kernel;
 use rayon::prelude::*;
 use vector::vectorised;
 
@@ -23,11 +24,17 @@ pub(super) const ROWS_PER_TASK: usize = 32;
 pub struct Cpu {
     pub(super) arena: Arena,
     pub(super) pool: rayon::ThreadPool,
+    bf16_kernel: Bf16Kernel,
 }
 
 impl Cpu {
     /// A CPU device of `threads` threads; 0 is one for each core that the process may use.
+    ///
+    /// # Errors
+    /// `Config` if `SFT_BF16_KERNEL` names a kernel that this CPU lacks, `Device` if threads cannot be
+    /// started.
     pub fn new(threads: usize) -> Result<Self> {
+        let bf16_kernel = Bf16Kernel::chosen()?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("sft-{i}"))
@@ -39,6 +46,7 @@ impl Cpu {
         Ok(Self {
             arena: Arena::empty(),
             pool,
+            bf16_kernel,
         })
     }
 
@@ -52,8 +60,12 @@ impl Backend for Cpu {
     const WORKSPACE_BYTES: usize = 0;
 
     fn describe(&self) -> String {
+        let bf16 = match self.bf16_kernel {
+            Bf16Kernel::Widened => "widened to float32".to_owned(),
+            kernel => format!("by {}", kernel.name()),
+        };
         format!(
-            "cpu, {} threads, {}",
+            "cpu, {} threads, float32 by {}, bf16 matrices {bf16}",
             self.threads(),
             vector::instruction_set()
         )

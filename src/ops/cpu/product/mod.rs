@@ -9,6 +9,7 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+mod choice;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +17,8 @@ mod panels;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
+
+pub use choice::Bf16Kernel;
 
 use super::element::{Buffer, Element, with_buffers};
 use super::matrix::{MatMut, MatRef, Write, matmul};
@@ -119,19 +122,17 @@ pub fn add_product<T: Element>(c: MatMut, a: MatRef<T>, b: MatRef<T>) {
     });
 }
 
-/// Does `$packed` with the kernel for pairs of bf16 numbers that this CPU has, else `$widened`.
+/// Does `$packed` with the chosen kernel for pairs of bf16 numbers, or `$widened`.
 macro_rules! with_kernel {
-    ($kernel:ident => $packed:expr, $widened:expr) => {{
-        #[cfg(target_arch = "x86_64")]
-        if let Some($kernel) = amx::Amx::new() {
-            return $packed;
+    ($kernel:ident => $packed:expr, $widened:expr) => {
+        match Bf16Kernel::chosen_or_widened() {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Kernel::Amx($kernel) => $packed,
+            #[cfg(target_arch = "x86_64")]
+            Bf16Kernel::Avx512Bf16($kernel) => $packed,
+            Bf16Kernel::Widened => $widened,
         }
-        #[cfg(target_arch = "x86_64")]
-        if let Some($kernel) = avx512_bf16::Avx512Bf16::new() {
-            return $packed;
-        }
-        $widened
-    }};
+    };
 }
 
 /// [`Element::multiply`] of bf16.
