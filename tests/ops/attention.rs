@@ -43,16 +43,19 @@ fn case(
     }
 }
 
-/// Heads, key heads and width of a head; window; lengths. Nothing, one token, lengths around the block
-/// of 64 queries, groups of 3, a head of 80, windows of 1, 2, a block, and more than the sequence;
-/// sequences without tokens; more sequences than a warp has lanes.
+/// Heads, key heads and width of a head; window; lengths. Nothing, one token, lengths around the blocks
+/// of 64 queries (the CPU: 96 queries and 256 keys), groups of 3, a head of 80, windows of 1, 2, a block,
+/// of more than a block of keys, and more than the sequence; sequences without tokens; more sequences
+/// than a warp has lanes.
 fn cases() -> impl Iterator<Item = Case> {
-    let shapes: [([usize; 3], Option<usize>, &[usize]); 12] = [
+    let shapes: [([usize; 3], Option<usize>, &[usize]); 14] = [
         ([3, 1, 4], None, &[]),
         ([3, 1, 4], None, &[0]),
         ([1, 1, 1], None, &[1]),
         ([3, 1, 4], None, &[63, 1, 65, 64]),
         ([2, 1, 3], None, &[129]),
+        ([2, 1, 4], None, &[96, 97, 257]),
+        ([2, 1, 6], Some(270), &[389]),
         ([2, 2, 80], None, &[5, 1, 7]),
         ([6, 2, 16], Some(1), &[3, 37]),
         ([3, 1, 8], Some(2), &[64, 5]),

@@ -229,6 +229,12 @@ impl Buffer {
         &mut words[start..start + len]
     }
 
+    /// The first `len` numbers of another format, with whatever they were last.
+    pub fn of<T: Element>(&mut self, len: usize) -> &mut [T] {
+        let words = (len * size_of::<T>()).div_ceil(size_of::<f32>());
+        &mut bytemuck::cast_slice_mut(self.first(words))[..len]
+    }
+
     /// The first `len` numbers, with whatever they were last.
     pub fn first(&mut self, len: usize) -> &mut [f32] {
         if self.0.len() < len {
@@ -239,7 +245,7 @@ impl Buffer {
 }
 
 /// Buffers of one thread.
-const BUFFERS: usize = 8;
+const BUFFERS: usize = 12;
 
 thread_local! {
     /// Kept from task to task; each grows to the largest row or panel that it held.
