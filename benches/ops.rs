@@ -79,7 +79,11 @@ fn flops(n: usize) -> Throughput {
 
 /// Bytes of this many float32 numbers.
 fn numbers(n: usize) -> Throughput {
-    Throughput::Bytes(4 * n as u64)
+    numbers_as(n, DType::F32)
+}
+
+fn numbers_as(n: usize, dtype: DType) -> Throughput {
+    Throughput::Bytes((dtype.size() * n) as u64)
 }
 
 fn bench(
@@ -92,6 +96,9 @@ fn bench(
     group.bench_function(name, |b| b.iter(&mut run));
 }
 
+/// The formats of a run on the CPU.
+const FORMATS: [DType; 2] = [DType::F32, DType::BF16];
+
 /// What the names of half-precision benches end in.
 fn suffix(dtype: DType) -> &'static str {
     match dtype {
@@ -103,7 +110,7 @@ fn suffix(dtype: DType) -> &'static str {
 
 fn rms_norm(c: &mut Criterion) {
     let mut group = c.benchmark_group("rms_norm");
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in FORMATS {
         let mut memory = Memory::new();
         let [x, dx] = [T * H; 2].map(|n| memory.tensor(n));
         let y = memory.tensor_as(T * H, dtype);
@@ -138,7 +145,7 @@ fn linear(c: &mut Criterion) {
     ];
     for ((name, rows, inputs, outputs), dtype) in shapes
         .into_iter()
-        .flat_map(|shape| [DType::F32, DType::BF16].map(|dtype| (shape, dtype)))
+        .flat_map(|shape| FORMATS.map(|dtype| (shape, dtype)))
     {
         let mut memory = Memory::new();
         let shape = LinearShape {
@@ -169,7 +176,7 @@ fn linear(c: &mut Criterion) {
     }
 }
 
-/// One sequence of 1024 tokens, and eight packed ones of 128. The products of the pairs that see
+/// One sequence of 4096 tokens, one of 1024, and eight packed ones of 128. The products of the pairs that see
 /// each other count, two forward and five backward, of 2·head_dim operations.
 fn attention(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
@@ -179,14 +186,18 @@ fn attention(c: &mut Criterion) {
         head_dim: D,
         window: None,
     };
-    for length in [T, 128] {
+    let lengths = [4 * T, T, 128].into_iter();
+    for (length, dtype) in lengths.flat_map(|length| FORMATS.map(|dtype| (length, dtype))) {
         let mut memory = Memory::new();
-        let starts = memory.indices((0..=T).step_by(length));
-        let [qkv, dqkv] = [T * QKV; 2].map(|n| memory.tensor(n));
-        let [out, dout, lse] = [T * H, T * H, HEADS * T].map(|n| memory.tensor(n));
+        let tokens = length.max(T);
+        let starts = memory.indices((0..=tokens).step_by(length));
+        let [qkv, dqkv] = [tokens * QKV; 2].map(|n| memory.tensor_as(n, dtype));
+        let [out, dout] = [tokens * H; 2].map(|n| memory.tensor_as(n, dtype));
+        let lse = memory.tensor(HEADS * tokens);
         let cpu = &mut memory.cpu;
-        let pairs = HEADS * (T / length) * length * (length + 1) / 2;
-        let name = |direction| format!("{}x{length}/{direction}", T / length);
+        let pairs = HEADS * (tokens / length) * length * (length + 1) / 2;
+        let sequences = tokens / length;
+        let name = |direction| format!("{sequences}x{length}/{direction}{}", suffix(dtype));
         bench(&mut group, &name("forward"), flops(4 * pairs * D), || {
             cpu.attention_forward(shape, starts, qkv, out, lse);
         });
@@ -203,26 +214,31 @@ fn attention(c: &mut Criterion) {
 
 /// In place; a rotation keeps the numbers' size.
 fn rope(c: &mut Criterion) {
-    let (mut group, mut memory) = (c.benchmark_group("rope"), Memory::new());
+    let mut group = c.benchmark_group("rope");
     let shape = RopeShape {
         rotated_heads: HEADS + KV_HEADS,
         head_dim: D,
         row: QKV,
     };
-    let qkv = memory.tensor(T * QKV);
-    let positions = memory.indices(0..T);
-    let [cos, sin] = [T * D / 2; 2].map(|n| memory.tensor(n));
     let angles: Vec<f32> = (0..T * D / 2).map(|i| i as f32 * 1e-3).collect();
     let table = |f: fn(f32) -> f32| angles.iter().map(|&a| f(a)).collect::<Vec<f32>>();
-    memory.cpu.upload(cos, &table(f32::cos));
-    memory.cpu.upload(sin, &table(f32::sin));
-    let (cpu, moved) = (&mut memory.cpu, 2 * T * (HEADS + KV_HEADS) * D);
-    bench(&mut group, "forward", numbers(moved), || {
-        cpu.rope_forward(shape, positions, cos, sin, qkv);
-    });
-    bench(&mut group, "backward", numbers(moved), || {
-        cpu.rope_backward(shape, positions, cos, sin, qkv);
-    });
+    for dtype in FORMATS {
+        let mut memory = Memory::new();
+        let qkv = memory.tensor_as(T * QKV, dtype);
+        let positions = memory.indices(0..T);
+        let [cos, sin] = [T * D / 2; 2].map(|n| memory.tensor(n));
+        memory.cpu.upload(cos, &table(f32::cos));
+        memory.cpu.upload(sin, &table(f32::sin));
+        let (cpu, moved) = (&mut memory.cpu, 2 * T * (HEADS + KV_HEADS) * D);
+        let moved = numbers_as(moved, dtype);
+        let name = |direction| format!("{direction}{}", suffix(dtype));
+        bench(&mut group, &name("forward"), moved.clone(), || {
+            cpu.rope_forward(shape, positions, cos, sin, qkv);
+        });
+        bench(&mut group, &name("backward"), moved, || {
+            cpu.rope_backward(shape, positions, cos, sin, qkv);
+        });
+    }
 }
 
 fn qk_norm(c: &mut Criterion) {
@@ -248,16 +264,21 @@ fn qk_norm(c: &mut Criterion) {
 }
 
 fn swiglu(c: &mut Criterion) {
-    let (mut group, mut memory) = (c.benchmark_group("swiglu"), Memory::new());
-    let [gate_up, dgate_up, act, dact] =
-        [2 * T * F, 2 * T * F, T * F, T * F].map(|n| memory.tensor(n));
-    let cpu = &mut memory.cpu;
-    bench(&mut group, "forward", numbers(3 * T * F), || {
-        cpu.swiglu_forward(gate_up, act, F);
-    });
-    bench(&mut group, "backward", numbers(6 * T * F), || {
-        cpu.swiglu_backward(gate_up, dact, dgate_up, act, F);
-    });
+    let mut group = c.benchmark_group("swiglu");
+    for dtype in FORMATS {
+        let mut memory = Memory::new();
+        let [gate_up, dgate_up, act, dact] =
+            [2 * T * F, 2 * T * F, T * F, T * F].map(|n| memory.tensor_as(n, dtype));
+        let cpu = &mut memory.cpu;
+        let name = |direction| format!("{direction}{}", suffix(dtype));
+        let moved = |tensors| numbers_as(tensors * T * F, dtype);
+        bench(&mut group, &name("forward"), moved(3), || {
+            cpu.swiglu_forward(gate_up, act, F);
+        });
+        bench(&mut group, &name("backward"), moved(6), || {
+            cpu.swiglu_backward(gate_up, dact, dgate_up, act, F);
+        });
+    }
 }
 
 /// Ids spread over the whole table.
@@ -275,24 +296,25 @@ fn embedding(c: &mut Criterion) {
 }
 
 fn cross_entropy(c: &mut Criterion) {
-    let (mut group, mut memory) = (c.benchmark_group("cross_entropy"), Memory::new());
-    let [source, logits, stats] =
-        [CHUNK * V, CHUNK * V, CHUNK * TokenStats::WIDTH].map(|n| memory.tensor(n));
-    let labels = memory.indices((0..CHUNK).map(|t| t * 7919 % V));
-    let cpu = &mut memory.cpu;
-    bench(&mut group, "forward", numbers(CHUNK * V), || {
-        cpu.cross_entropy_forward(source, labels, stats);
-    });
-    // In place: the logits are copied each time. The copy counts.
-    bench(
-        &mut group,
-        "copy_forward_backward",
-        numbers(4 * CHUNK * V),
-        || {
+    let mut group = c.benchmark_group("cross_entropy");
+    for dtype in FORMATS {
+        let mut memory = Memory::new();
+        let [source, logits] = [CHUNK * V; 2].map(|n| memory.tensor_as(n, dtype));
+        let stats = memory.tensor(CHUNK * TokenStats::WIDTH);
+        let labels = memory.indices((0..CHUNK).map(|t| t * 7919 % V));
+        let cpu = &mut memory.cpu;
+        let name = |what| format!("{what}{}", suffix(dtype));
+        let moved = |passes| numbers_as(passes * CHUNK * V, dtype);
+        bench(&mut group, &name("forward"), moved(1), || {
+            cpu.cross_entropy_forward(source, labels, stats);
+        });
+        // In place: the logits are copied each time. The copy counts.
+        let both = name("copy_forward_backward");
+        bench(&mut group, &both, moved(4), || {
             cpu.copy(source, logits);
             cpu.cross_entropy_forward_backward(logits, labels, stats, 1e-3);
-        },
-    );
+        });
+    }
 }
 
 /// Half of the rows are supervised.
@@ -336,12 +358,34 @@ fn adamw(c: &mut Criterion) {
     bench(&mut group, "update", numbers(8 * N), || {
         cpu.adamw(step, clip, weights, gradients, m, v, None);
     });
+    let operand = memory.tensor_as(N, DType::BF16);
+    let cpu = &mut memory.cpu;
+    let bytes = Throughput::Bytes((8 * 4 + 2) * N as u64);
+    bench(&mut group, "update/bf16", bytes, || {
+        cpu.adamw(step, clip, weights, gradients, m, v, Some(operand));
+    });
+}
+
+/// What memory gives: a copy of a tensor that stays in the last cache, and of one that does not fit.
+fn memory(c: &mut Criterion) {
+    let (mut group, mut memory) = (c.benchmark_group("memory"), Memory::new());
+    for (name, len) in [("cache", T * H), ("dram", 60 << 20)] {
+        let [from, to] = [len; 2].map(|n| memory.tensor(n));
+        bench(
+            &mut group,
+            &format!("copy_{name}"),
+            numbers(2 * len),
+            || {
+                memory.cpu.copy(from, to);
+            },
+        );
+    }
 }
 
 criterion_group! {
     name = ops;
     config = Criterion::default().sample_size(20);
     targets = rms_norm, linear, attention, rope, qk_norm, swiglu, embedding, cross_entropy, rows,
-        grad_norm, adamw
+        grad_norm, adamw, memory
 }
 criterion_main!(ops);

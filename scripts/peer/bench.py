@@ -69,6 +69,7 @@ def main():
     seconds = clock.ends[-1] - clock.ends[1]
     print(json.dumps({
         "engine": "trl",
+        "precision": "bf16" if args.bf16 else "float32",
         "tokens_per_second": tokens / seconds,
         "seconds_per_update": seconds / (len(log) - 2),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
