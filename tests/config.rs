@@ -469,6 +469,12 @@ fn setters_take_text_as_the_key_needs_it() {
         config.lr_scheduler_kwargs.as_ref().unwrap()["num_cycles"],
         2.5
     );
+    // No type says what these are: a number in a text is a number, and a text where texts must be.
+    config.set("lr_scheduler_kwargs.num_cycles", "2").unwrap();
+    let kwargs = config.lr_scheduler_kwargs.as_ref().unwrap();
+    assert_eq!(kwargs["num_cycles"], 2);
+    config.set("eval_dataset_name.maths", "12").unwrap();
+    assert!(config.to_json().contains(r#""maths": "12""#));
 }
 
 #[test]

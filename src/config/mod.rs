@@ -106,9 +106,16 @@ impl Config {
     }
 
     /// The readings of `text`, the most literal first: only a key whose type refuses the text as it
-    /// stands gets it read as YAML, so that an `eos_token` of `"1"` stays text.
+    /// stands gets it read as YAML, so that an `eos_token` of `"1"` stays text. Below a nested key there
+    /// may be no type to refuse anything, as in `lr_scheduler_kwargs`: there YAML comes first.
     fn set_text(&mut self, key: &str, text: &str) -> Result<()> {
         if text == "null" && self.set_value(key, Value::Null).is_ok() {
+            return Ok(());
+        }
+        if key.contains('.')
+            && let Some(value) = read::scalar(text)
+            && self.set_value(key, value).is_ok()
+        {
             return Ok(());
         }
         let literal = self.set_value(key, Value::from(text));
