@@ -3,6 +3,8 @@
 mod arena;
 mod attention;
 pub(super) mod element;
+// Only the kernels of x86-64 read and write parts of matrices by themselves.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) mod matrix;
 pub(super) mod product;
 pub(super) mod vector;
