@@ -2,9 +2,10 @@
 
 mod arena;
 mod attention;
-pub(super) mod element;
-// Only the kernels of x86-64 read and write parts of matrices by themselves.
+// Parts of it are for kernels that only x86-64 has.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) mod element;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // as above
 pub(super) mod matrix;
 pub(super) mod product;
 pub(super) mod vector;
@@ -62,9 +63,9 @@ impl Backend for Cpu {
     const WORKSPACE_BYTES: usize = 0;
 
     fn describe(&self) -> String {
-        let bf16 = match self.bf16_kernel {
-            Bf16Kernel::Widened => "widened to float32".to_owned(),
-            kernel => format!("by {}", kernel.name()),
+        let bf16 = match self.bf16_kernel.name() {
+            "widened" => "widened to float32".to_owned(),
+            name => format!("by {name}"),
         };
         format!(
             "cpu, {} threads, float32 by {}, bf16 matrices {bf16}",
