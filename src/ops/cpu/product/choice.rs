@@ -49,14 +49,14 @@ impl Bf16Kernel {
 
     /// Those of this CPU, the best first.
     fn found() -> Vec<Self> {
-        let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            found.extend(Amx::new().map(Self::Amx));
-            found.extend(Avx512Bf16::new().map(Self::Avx512Bf16));
-        }
-        found.push(Self::Widened);
-        found
+        let kernels = [
+            #[cfg(target_arch = "x86_64")]
+            Amx::new().map(Self::Amx),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Bf16::new().map(Self::Avx512Bf16),
+            Some(Self::Widened),
+        ];
+        kernels.into_iter().flatten().collect()
     }
 
     /// What `SFT_BF16_KERNEL` calls it.
