@@ -1,0 +1,3 @@
+module github.com/libsft/libsft/bindings/go
+
+go 1.19
