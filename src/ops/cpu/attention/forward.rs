@@ -1,13 +1,14 @@
 //! Attention's forward: an online softmax (Milakov and Gimelshein 2018) over blocks of keys.
 
-use super::{Heads, Operand, Products, key_blocks, query_blocks, seen_columns, sequences};
+use super::{Heads, Operand, Products, QUERIES, key_blocks, query_blocks, seen_columns, sequences};
 use crate::ops::AttentionShape;
 use crate::ops::cpu::element::{Buffer, Element, with_buffers};
 use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
 use crate::ops::cpu::vector::{exp, max, sum, vectorised};
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// One task for each sequence and query head; each owns its part of out and lse.
+/// One task for each sequence, query head and block of queries; each owns its part of out and lse.
 pub fn forward<T: Element>(
     shape: AttentionShape,
     seq_starts: &[i32],
@@ -21,81 +22,82 @@ pub fn forward<T: Element>(
     let mut out = MatMut::new(out, tokens, shape.q_size());
     let mut tasks = Vec::new();
     for (sequence, start) in sequences(seq_starts) {
-        let (mut heads_out, below) = out.split_rows(sequence.len());
-        out = below;
-        for (head, lse) in lse_rows.iter_mut().enumerate() {
-            let (head_out, right) = heads_out.split_cols(shape.head_dim);
-            heads_out = right;
-            let (head_lse, later) = std::mem::take(lse).split_at_mut(sequence.len());
-            *lse = later;
-            tasks.push((start..start + sequence.len(), head, head_out, head_lse));
+        let heads = Heads {
+            rows: qkv.rows(start..start + sequence.len()),
+            shape,
+        };
+        for queries in query_blocks(sequence.len()) {
+            let (mut heads_out, below) = out.split_rows(queries.len());
+            out = below;
+            for (head, lse) in lse_rows.iter_mut().enumerate() {
+                let (head_out, right) = heads_out.split_cols(shape.head_dim);
+                heads_out = right;
+                let (block_lse, later) = std::mem::take(lse).split_at_mut(queries.len());
+                *lse = later;
+                tasks.push((heads, head, queries.clone(), head_out, block_lse));
+            }
         }
     }
     tasks
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|(rows, head, out, lse)| {
-            let heads = Heads {
-                rows: qkv.rows(rows),
-                shape,
-            };
-            let kv_head = head / (shape.heads / shape.kv_heads);
-            let qkv = [heads.query(head), heads.key(kv_head), heads.value(kv_head)];
-            with_buffers(|[a, b, c, scores, rounded, sums, ..]| {
-                let products = Products([a, b, c]);
-                forward_head(shape, qkv, out, lse, products, [scores, rounded, sums]);
+        .for_each(|(heads, head, queries, out, lse)| {
+            with_buffers(|[a, b, c, buffers @ ..]| {
+                forward_block(
+                    heads.of_query(head),
+                    queries,
+                    out,
+                    lse,
+                    Products([a, b, c]),
+                    buffers,
+                );
             });
         });
 }
 
-/// q, k, v and out `(length, head_dim)`, lse `(length)`.
-fn forward_head<T: Element>(
-    shape: AttentionShape,
-    [q, k, v]: [MatRef<T>; 3],
-    mut out: MatMut<T>,
+/// A block of queries of a head, q, k and v `(length, head_dim)`; out `(queries, head_dim)`, lse
+/// `(queries)`.
+fn forward_block<T: Element>(
+    (shape, [q, k, v]): (AttentionShape, [MatRef<T>; 3]),
+    queries: Range<usize>,
+    out: MatMut<T>,
     lse: &mut [f32],
     mut products: Products,
-    [scores, rounded, sums]: [&mut Buffer; 3],
+    [scores, rounded, sums, ..]: &mut [Buffer; 9],
 ) {
-    for queries in query_blocks(lse.len()) {
-        let rows = queries.len();
-        let (block_out, below) = out.split_rows(rows);
-        out = below;
-        let q = q.rows(queries.clone());
-        let lse = &mut lse[queries.clone()];
-        let mut softmax = OnlineSoftmax::<{ super::QUERIES }>::new();
-        T::write_matrix(block_out, sums, |mut sums| {
-            let mut write = Write::Replace;
-            for keys in key_blocks(shape, &queries) {
-                let (k, v) = (k.rows(keys.clone()), v.rows(keys.clone()));
-                let mut p = Operand::<T>::new(scores, rounded, rows, keys.len());
-                products.multiply(p.wide(), Write::Replace, q, k.t());
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for i in 0..rows {
-                            let seen = seen_columns(shape, queries.start + i, &keys);
-                            let row = p.row_mut(i);
-                            row[..seen.start].fill(0.0);
-                            row[seen.end..].fill(0.0);
-                            let shrink = softmax.add(i, &mut row[seen], shape.scale());
-                            if shrink != 1.0 && write == Write::Add {
-                                sums.row_mut(i).iter_mut().for_each(|s| *s *= shrink);
-                            }
-                            p.round(i);
+    let (q, rows) = (q.rows(queries.clone()), queries.len());
+    let mut softmax = OnlineSoftmax::<QUERIES>::new();
+    T::write_matrix(out, sums, |mut sums| {
+        let mut write = Write::Replace;
+        for keys in key_blocks(shape, &queries) {
+            let (k, v) = (k.rows(keys.clone()), v.rows(keys.clone()));
+            let mut p = Operand::<T>::new(scores, rounded, rows, keys.len());
+            products.multiply(p.wide(), Write::Replace, q, k.t());
+            vectorised(
+                #[inline(always)]
+                || {
+                    for i in 0..rows {
+                        let seen = seen_columns(shape, queries.start + i, &keys);
+                        let row = p.row_mut(i);
+                        row[..seen.start].fill(0.0);
+                        row[seen.end..].fill(0.0);
+                        let shrink = softmax.add(i, &mut row[seen], shape.scale());
+                        if shrink != 1.0 && write == Write::Add {
+                            sums.row_mut(i).iter_mut().for_each(|s| *s *= shrink);
                         }
-                    },
-                );
-                products.multiply(sums.reborrow(), write, p.matrix(), v);
-                write = Write::Add;
-            }
-            for (i, lse) in lse.iter_mut().enumerate() {
-                let inverse = 1.0 / softmax.total[i];
-                sums.row_mut(i).iter_mut().for_each(|s| *s *= inverse);
-                *lse = softmax.top[i] + softmax.total[i].ln();
-            }
-        });
-    }
+                        p.round(i);
+                    }
+                },
+            );
+            products.multiply(sums.reborrow(), write, p.matrix(), v);
+            write = Write::Add;
+        }
+        for (i, lse) in lse.iter_mut().enumerate() {
+            let inverse = 1.0 / softmax.total[i];
+            sums.row_mut(i).iter_mut().for_each(|s| *s *= inverse);
+            *lse = softmax.top[i] + softmax.total[i].ln();
+        }
+    });
 }
 
 /// The softmax of rows that come in parts: the largest score so far, and the sum of what is divided

@@ -85,6 +85,7 @@ impl Attention for Cpu {
 }
 
 /// The views of one sequence's query, key or value head, `(length, head_dim)`.
+#[derive(Clone, Copy)]
 struct Heads<'a, T> {
     rows: MatRef<'a, T>,
     shape: AttentionShape,
@@ -93,6 +94,13 @@ struct Heads<'a, T> {
 impl<'a, T: Element> Heads<'a, T> {
     fn columns(&self, start: usize) -> MatRef<'a, T> {
         self.rows.cols(start..start + self.shape.head_dim)
+    }
+
+    /// A query head with the key and the value head that it meets.
+    fn of_query(&self, head: usize) -> (AttentionShape, [MatRef<'a, T>; 3]) {
+        let kv_head = head / (self.shape.heads / self.shape.kv_heads);
+        let qkv = [self.query(head), self.key(kv_head), self.value(kv_head)];
+        (self.shape, qkv)
     }
 
     fn query(&self, head: usize) -> MatRef<'a, T> {
@@ -123,17 +131,20 @@ const KEYS: usize = 256;
 
 /// Blocks of queries.
 fn query_blocks(length: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..length)
-        .step_by(QUERIES)
-        .map(move |start| start..(start + QUERIES).min(length))
+    blocks_of(QUERIES, 0, length)
 }
 
-/// Blocks of the keys that any of these queries sees.
+/// Blocks of the keys that any of these queries sees. They start at multiples of KEYS, so that keys
+/// meet the same blocks of queries in whatever order the pairs of blocks are visited.
 fn key_blocks(shape: AttentionShape, queries: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = queries.end;
-    (shape.first_key(queries.start)..end)
-        .step_by(KEYS)
-        .map(move |start| start..(start + KEYS).min(end))
+    let first = shape.first_key(queries.start) / KEYS * KEYS;
+    blocks_of(KEYS, first, queries.end)
+}
+
+fn blocks_of(size: usize, first: usize, end: usize) -> impl Iterator<Item = Range<usize>> {
+    (first..end)
+        .step_by(size)
+        .map(move |start| start..(start + size).min(end))
 }
 
 /// The columns of a block of keys that query `i` sees.
