@@ -133,6 +133,9 @@ namespace LibSft
         private readonly string owner;
         private readonly Func<IntPtr, IntPtr> lastError;
 
+        // A SafeHandle that is disposed while a call holds it takes further calls until that one is back; this ends them at once.
+        private volatile bool closed;
+
         internal Calls(LibraryHandle handle, string owner, Func<IntPtr, IntPtr> lastError)
         {
             this.handle = handle;
@@ -140,9 +143,11 @@ namespace LibSft
             this.lastError = lastError;
         }
 
-        internal bool Closed
+        /// <summary>Takes no more calls, and frees the handle once the call that is inside is back.</summary>
+        internal void Close()
         {
-            get { return handle.IsClosed; }
+            closed = true;
+            handle.Dispose();
         }
 
         /// <summary>A call that returns a status. The tokens are those that may have cancelled it, the call's own first.</summary>
@@ -188,11 +193,11 @@ namespace LibSft
             bool held = false;
             try
             {
-                if (!handle.IsClosed) Hold(ref held);
+                Hold(ref held);
             }
             catch (ObjectDisposedException)
             {
-                // It was closed in between.
+                // The library answers for NULL as for a freed handle.
             }
             try
             {
@@ -206,6 +211,7 @@ namespace LibSft
 
         private void Hold(ref bool held)
         {
+            if (closed) throw new ObjectDisposedException(owner);
             try
             {
                 handle.DangerousAddRef(ref held);

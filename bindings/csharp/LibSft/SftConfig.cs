@@ -11,7 +11,6 @@ namespace LibSft
     /// </summary>
     public sealed class SftConfig : IDisposable
     {
-        private readonly ConfigHandle handle;
         private readonly Calls calls;
 
         /// <summary>Makes a configuration with every key at its default.</summary>
@@ -20,7 +19,7 @@ namespace LibSft
         public SftConfig()
         {
             SftLibrary.EnsureCompatible();
-            handle = new ConfigHandle();
+            var handle = new ConfigHandle();
             handle.Hold(Native.sft_config_new());
             if (handle.IsInvalid) throw new OutOfMemoryException("sft_config_new");
             calls = new Calls(handle, "SftConfig", Native.sft_config_last_error);
@@ -239,7 +238,7 @@ namespace LibSft
         /// <summary>Frees the configuration. Sessions that were started from it go on.</summary>
         public void Dispose()
         {
-            handle.Dispose();
+            calls.Close();
         }
 
         private delegate int Beginning(IntPtr config, out IntPtr session);

@@ -13,7 +13,6 @@ namespace LibSft
     /// </summary>
     public sealed class SftSession : IDisposable
     {
-        private readonly SessionHandle handle;
         private readonly CancellerHandle canceller;
         private readonly CancellationTokenRegistration registration;
         private readonly CancellationToken ofRun;
@@ -22,7 +21,6 @@ namespace LibSft
         internal SftSession(
             SessionHandle handle, CancellerHandle canceller, CancellationTokenRegistration registration, CancellationToken ofRun)
         {
-            this.handle = handle;
             this.canceller = canceller;
             this.registration = registration;
             this.ofRun = ofRun;
@@ -44,7 +42,9 @@ namespace LibSft
             get { return (StopReason)calls.Ask(Native.sft_stop_reason); }
         }
 
-        /// <summary>One optimizer update on the next rows, with the evaluation, checkpoint and stop decision that are due after it.</summary>
+        /// <summary>
+        /// One optimizer update on the next rows, with the evaluation, checkpoint and stop decision that are due after it.
+        /// </summary>
         /// <param name="token">
         /// Ends the run for good: the update at work is finished and counts, an evaluation is broken off.
         /// </param>
@@ -263,7 +263,7 @@ namespace LibSft
         public void Dispose()
         {
             registration.Dispose();
-            handle.Dispose();
+            calls.Close();
             canceller.Dispose();
         }
 
