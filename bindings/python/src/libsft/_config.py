@@ -260,6 +260,9 @@ def _yaml_to_json(text: str) -> str:
         try:
             scratch.set("lr_scheduler_kwargs", text)
         except ConfigError as error:
-            reason = str(error).replace("lr_scheduler_kwargs: ", "")
-            raise ConfigError(f"not keys and values in YAML or JSON: {reason}") from None
+            # A text that is no YAML is taken as it stands, which is no mapping.
+            reason = "it is not valid, or a key stands twice"
+            if "found string" not in str(error):
+                reason = str(error).replace("lr_scheduler_kwargs: ", "")
+            raise ConfigError(f"expected keys and values in YAML or JSON: {reason}") from None
         return _json(scratch["lr_scheduler_kwargs"] or {})
