@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
 
 import libsft
@@ -30,7 +31,7 @@ class Train(InFolder):
         )
         for result in (by_path, by_rows):
             self.assertEqual((result.stop_reason, result.steps), (StopReason.MAX_STEPS, 3))
-            self.assertTrue(Path(result.output_dir, "model.safetensors").exists())
+            self.assertTrue(result.saved and Path(result.output_dir, "model.safetensors").exists())
         assert by_path.last_report and by_rows.last_report
         self.assertEqual(by_path.last_report.loss, by_rows.last_report.loss)
 
@@ -82,3 +83,24 @@ class Train(InFolder):
         self.assertFalse(Path("out/trained/model.safetensors").exists())
         result = train("model", ROWS, args=KEYS, max_steps=4, resume_from_checkpoint=True)
         self.assertEqual((result.steps, result.snapshot.resumed_step), (4, 2))
+
+    def test_a_run_that_broke_leaves_no_model(self) -> None:
+        result = train("model", ROWS, args=KEYS, learning_rate=1e30, max_grad_norm=0, save_strategy="no")
+        self.assertEqual(result.stop_reason, StopReason.NON_FINITE)
+        self.assertFalse(result.saved or Path("out/trained/model.safetensors").exists())
+
+    def test_a_run_that_is_cancelled_while_it_evaluates_ends_as_cancelled(self) -> None:
+        canceller = libsft.Canceller()
+        result = train(
+            "model",
+            ROWS,
+            eval_dataset=ROWS * 1000,
+            args=KEYS,
+            callbacks=[lambda report: threading.Timer(0.05, canceller.cancel).start()],
+            canceller=canceller,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="no",
+        )
+        self.assertEqual((result.stop_reason, result.steps), (StopReason.CANCELLED, 2))
+        self.assertTrue(result.saved)

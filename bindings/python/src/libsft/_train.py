@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, Union
 
 from ._callbacks import Log, Progress
 from ._config import Config, Source
-from ._errors import ConfigError, DataError
+from ._errors import CancelledError, ConfigError, DataError
 from ._objects import Canceller
 from ._reports import Snapshot, StepReport
 from ._status import LogLevel, StopReason
@@ -34,8 +34,11 @@ class TrainResult:
     last_report: Optional[StepReport]
     #: Where the run stood at its end.
     snapshot: Snapshot
-    #: The folder of the model, the log and the checkpoints.
+    #: The folder of the log, the checkpoints and the model.
     output_dir: str
+    #: Whether the model is there: not after a run that ended on NaN, where every weight may be NaN, unless
+    #: the best weights were put back.
+    saved: bool
 
 
 def log_to(logger: logging.Logger) -> Log:
@@ -114,14 +117,20 @@ def train(
             except KeyboardInterrupt:
                 session.step()  # takes in that the run was cancelled: the checkpoint of its end
                 raise
-            session.export(output_dir)
+            except CancelledError:
+                session.step()  # cancelled within an evaluation: the same, and no failure
             snapshot = session.snapshot()
+            broken = snapshot.stop_reason == StopReason.NON_FINITE and not snapshot.restored_best
+            saved = snapshot.step > 0 and not broken
+            if saved:
+                session.export(output_dir)
             return TrainResult(
-                stop_reason=session.stop_reason,
+                stop_reason=snapshot.stop_reason,
                 steps=snapshot.step,
                 last_report=session.last_report,
                 snapshot=snapshot,
                 output_dir=output_dir,
+                saved=saved,
             )
 
 
