@@ -1,5 +1,7 @@
 //! The C ABI from the outside: the header, the two libraries, and C programs against both.
 
+#[path = "capi/cpp.rs"]
+mod cpp;
 #[path = "capi/header.rs"]
 mod header;
 #[path = "capi/layout.rs"]

@@ -27,6 +27,17 @@ fn the_shared_library_exports_the_functions_of_the_header_and_nothing_else() {
     });
 }
 
+/// Programs look for this name when they start, so it changes only where they must be linked anew.
+#[test]
+#[cfg(target_os = "linux")]
+fn programs_ask_for_the_library_by_its_major_version() {
+    let soname = concat!("[libsft.so.", env!("CARGO_PKG_VERSION_MAJOR"), "]");
+    let library = library_folder().join("libsft.so");
+    let said = stdout(Command::new("readelf").arg("-d").arg(library));
+    let line = said.lines().find(|line| line.contains("(SONAME)"));
+    assert!(line.unwrap().ends_with(soname), "{line:?}");
+}
+
 /// Each struct of the header with its fields.
 fn structs() -> Vec<(String, Vec<String>)> {
     let header = std::fs::read_to_string(root().join("include/sft.h")).unwrap();

@@ -142,9 +142,22 @@ fn the_makefile_builds_the_examples_and_installs() {
         }
     }
     make("install", "shared");
-    for file in ["include/sft.h", "lib/libsft.so", "lib/libsft.a"] {
+    let major = env!("CARGO_PKG_VERSION_MAJOR");
+    for file in [
+        "include/sft.h",
+        "include/sft/sft.hpp",
+        "lib/libsft.so",
+        &format!("lib/libsft.so.{major}"),
+        concat!("lib/libsft.so.", env!("CARGO_PKG_VERSION")),
+        "lib/libsft.a",
+        "lib/cmake/sft/sftConfig.cmake",
+        "lib/cmake/sft/sftConfigVersion.cmake",
+    ] {
         assert!(at("prefix").join(file).is_file(), "{file}");
     }
+    let cmake = at("prefix/lib/cmake/sft/sftConfig.cmake");
+    let cmake = std::fs::read_to_string(cmake).unwrap();
+    assert!(!cmake.contains('@'), "{cmake}");
     let pc = std::fs::read_to_string(at("prefix/lib/pkgconfig/sft.pc")).unwrap();
     assert!(pc.contains(concat!("Version: ", env!("CARGO_PKG_VERSION"), "\n")));
     assert!(!pc.contains('@'), "{pc}");

@@ -46,7 +46,8 @@ pub fn cxx() -> Command {
     compiler("CXX", "c++", "-std=c++17")
 }
 
-fn compiler(variable: &str, default: &str, standard: &str) -> Command {
+/// The compiler that `variable` names, else `default`, with strict warnings.
+pub fn compiler(variable: &str, default: &str, standard: &str) -> Command {
     let name = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
     let mut command = Command::new(name);
     command
@@ -78,11 +79,18 @@ pub fn stdout(command: &mut Command) -> String {
 
 /// A C program, compiled from `source` and linked with `library`; it lies in `folder`.
 pub fn program(source: &Path, library: Library, folder: &Path) -> PathBuf {
-    let libraries = library_folder();
     let name = source.file_stem().unwrap().to_str().unwrap();
     let program = folder.join(format!("{name}-{library:?}"));
     let mut command = cc();
     command.arg(source).arg("-o").arg(&program);
+    link(&mut command, library);
+    check(&mut command);
+    program
+}
+
+/// Adds what links with `library`.
+pub fn link(command: &mut Command, library: Library) {
+    let libraries = library_folder();
     match library {
         Library::Shared => command
             .arg(format!("-L{}", libraries.display()))
@@ -93,8 +101,6 @@ pub fn program(source: &Path, library: Library, folder: &Path) -> PathBuf {
             .args(STATIC_LIBRARIES)
             .args(EMULATOR_LIBRARIES),
     };
-    check(&mut command);
-    program
 }
 
 pub fn example(name: &str) -> PathBuf {
