@@ -85,12 +85,15 @@ func (c *Config) MergeJSON(object []byte) error {
 	})
 }
 
-// Merge sets the keys of a map or a struct, by way of encoding/json. Errors: as MergeJSON, and ErrConfig
-// for what cannot be written as JSON.
+// Merge sets the keys of a map or a struct, by way of encoding/json; nil sets none. Errors: as MergeJSON, and
+// ErrConfig for what cannot be written as JSON.
 func (c *Config) Merge(values any) error {
 	object, err := json.Marshal(values)
 	if err != nil {
 		return &Error{Status: ErrConfig, Message: "the values cannot be written as JSON", cause: err}
+	}
+	if string(object) == "null" {
+		object = []byte("{}")
 	}
 	return c.MergeJSON(object)
 }

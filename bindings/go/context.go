@@ -22,6 +22,10 @@ func watch(ctx context.Context, canceller *C.sft_canceller) (stop func()) {
 		case <-ctx.Done():
 			C.sft_canceller_cancel(canceller)
 		case <-over:
+			// Both may be ready: a context that ended during the call counts.
+			if ctx.Err() != nil {
+				C.sft_canceller_cancel(canceller)
+			}
 		}
 	}()
 	return func() {
