@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/signal"
 
-	"github.com/libsft/libsft/bindings/go"
+	sft "github.com/libsft/libsft/bindings/go"
 )
 
 // A run that Ctrl-C ends after the update that is running, and whose result is kept all the same.

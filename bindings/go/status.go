@@ -129,11 +129,11 @@ func StatusOf(err error) Status {
 // failure is the error of a status, with what the handle says to it; nil for OK. It must be made while
 // no other call can be inside the handle.
 func failure(status C.sft_status, text *C.char) error {
-	switch Status(status) {
-	case OK:
+	switch {
+	case status == C.SFT_OK:
 		return nil
-	case ErrStopped:
-		return ErrStopped
+	case status < C.SFT_ERR_INVALID_ARGUMENT:
+		return Status(status) // ErrStopped, or another outcome that is no failure and leaves no text
 	default:
 		return &Error{Status: Status(status), Message: C.GoString(text)}
 	}

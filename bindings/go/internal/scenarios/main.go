@@ -18,7 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/libsft/libsft/bindings/go"
+	sft "github.com/libsft/libsft/bindings/go"
 )
 
 var background = context.Background()
