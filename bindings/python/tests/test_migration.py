@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class SideBySide(InFolder):
         Path("out/python/host.py").write_text(block("python"))
         path = libsft.library_path()
         said = subprocess.run(
-            ["python3", "host.py"],
+            [sys.executable, "host.py"],
             cwd="out/python",
             env={**environment, **({"LIBSFT_LIBRARY": path} if os.path.isabs(path) else {})},
             check=True,

@@ -6,7 +6,6 @@ Everything here follows ``sft.h``, which is the reference. The rest of the packa
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from ctypes import (
     CFUNCTYPE,
@@ -211,7 +210,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 # ---- Loading ----
 
-_SONAME = "libsft.dylib" if sys.platform == "darwin" else "libsft.so"
+_FILE = "libsft.so"
 
 
 def _candidates() -> Iterator[str]:
@@ -219,15 +218,15 @@ def _candidates() -> Iterator[str]:
     named = os.environ.get("LIBSFT_LIBRARY")
     if named:
         # Whoever names one means that one and no other.
-        yield str(Path(named) / _SONAME) if os.path.isdir(named) else named
+        yield str(Path(named) / _FILE) if os.path.isdir(named) else named
         return
-    bundled = Path(__file__).with_name(_SONAME)
+    bundled = Path(__file__).with_name(_FILE)
     if bundled.exists():
         yield str(bundled)
         return
     # Names without a folder are looked up by the system's loader.
-    yield _SONAME + ".0"
-    yield _SONAME
+    yield _FILE + ".0"
+    yield _FILE
 
 
 def declare(library: Any, path: str) -> None:

@@ -38,7 +38,8 @@ class Session(NativeObject):
     def __init__(self, pointer: Optional[int], canceller: Canceller) -> None:
         super().__init__(pointer, lib.sft_session_free, lib.sft_last_error)
         self._canceller = canceller
-        #: The report of the last update, also of one after which an exception was raised.
+        #: The report of the last update, also where a callback raised or Ctrl-C came; not of one after
+        #: which the library itself reported an error.
         self.last_report: Optional[StepReport] = None
 
     # ---- Steps ----
