@@ -9,6 +9,7 @@ import unittest
 from pathlib import Path
 from typing import Any, Optional
 
+import libsft
 from libsft import Config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,6 +34,13 @@ def prepared() -> Path:
         prepare = ROOT / "bindings/scenarios/prepare"
         subprocess.run([prepare, _made, sft().resolve()], check=True, stdout=subprocess.DEVNULL)
     return _made
+
+
+def with_package(**more: str) -> dict[str, str]:
+    """The environment of a second process that uses the same package and library."""
+    path = libsft.library_path()
+    library = {"LIBSFT_LIBRARY": path} if os.path.isabs(path) else {}
+    return {**os.environ, "PYTHONPATH": str(Path(libsft.__file__).parents[1]), **library, **more}
 
 
 class InFolder(unittest.TestCase):

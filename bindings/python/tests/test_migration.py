@@ -11,7 +11,7 @@ from typing import Any
 import libsft
 from libsft import Config
 
-from .support import ROOT, InFolder, prepared, sft
+from .support import ROOT, InFolder, prepared, sft, with_package
 
 PAGE = (ROOT / "docs/migrating-from-trl.md").read_text()
 
@@ -134,11 +134,7 @@ class SideBySide(InFolder):
     def test_both_of_ours_say_the_same_and_leave_the_same_model(self) -> None:
         folder = prepared() / "out"
         (folder / "cli").mkdir(parents=True)
-        environment = {
-            **os.environ,
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "PYTHONPATH": str(ROOT / "bindings/python/src"),
-        }
+        environment = with_package(XDG_CACHE_HOME=str(folder / "cache"))
         for name in ("model", "rows.jsonl", "eval.jsonl"):
             for run in ("cli", "python"):
                 (folder / run).mkdir(exist_ok=True)
@@ -156,11 +152,10 @@ class SideBySide(InFolder):
             stderr=subprocess.DEVNULL,
         )
         Path("out/python/host.py").write_text(block("python"))
-        path = libsft.library_path()
         said = subprocess.run(
             [sys.executable, "host.py"],
             cwd="out/python",
-            env={**environment, **({"LIBSFT_LIBRARY": path} if os.path.isabs(path) else {})},
+            env=environment,
             check=True,
             stdout=subprocess.PIPE,
             text=True,

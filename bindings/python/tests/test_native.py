@@ -12,7 +12,7 @@ from typing import Any
 import libsft
 from libsft import Export, LibraryError, LogLevel, Status, StopReason, _native
 
-from .support import ROOT
+from .support import ROOT, with_package
 
 HEADER = re.sub(r"/\*.*?\*/", "", (ROOT / "include/sft.h").read_text(), flags=re.DOTALL)
 
@@ -114,7 +114,7 @@ class Loading(unittest.TestCase):
         """What importing the package says with LIBSFT_LIBRARY set."""
         run = subprocess.run(
             [sys.executable, "-c", "import libsft; print(libsft.library_path())"],
-            env={**os.environ, "LIBSFT_LIBRARY": library, "PYTHONPATH": str(ROOT / "bindings/python/src")},
+            env=with_package(LIBSFT_LIBRARY=library),
             capture_output=True,
             text=True,
         )

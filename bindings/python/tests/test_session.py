@@ -3,6 +3,8 @@
 import gc
 import math
 import os
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -13,7 +15,7 @@ from typing import Any, Optional
 import libsft
 from libsft import Batch, Canceller, Config, Session, StepReport
 
-from .support import InFolder
+from .support import InFolder, with_package
 
 
 class Batches(InFolder):
@@ -298,3 +300,19 @@ class Closing(InFolder):
         with config, self.assertRaises(libsft.TensorError):
             config.start()
         self.assertFalse(Path("out/failed").exists())
+
+    def test_python_ends_while_a_daemon_thread_trains(self) -> None:
+        host = """
+import libsft, threading
+begun = threading.Event()
+config = libsft.Config("base.json", output_dir="out/daemon", max_steps=10**9)
+config.set_progress(lambda report: begun.set())
+session = config.start()
+threading.Thread(target=session.run, daemon=True).start()
+begun.wait()
+"""
+        for _ in range(5):
+            ended = subprocess.run(
+                [sys.executable, "-c", host], env=with_package(), capture_output=True, text=True, timeout=60
+            )
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))

@@ -1,5 +1,6 @@
 """What configurations, sessions and cancellers share: owning a handle, and calling with it."""
 
+import atexit
 import os
 import threading
 import weakref
@@ -46,6 +47,28 @@ def _free(function: Callable[[Any], None], pointer: int, pid: int) -> None:
         raise raised[0]
 
 
+#: What Python's end has to close.
+_alive: "weakref.WeakSet[NativeObject]" = weakref.WeakSet()
+#: Set once Python ends.
+_ending = threading.Event()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes what is open when Python ends; before that ends the calls of daemon threads, which Python would
+    otherwise kill in the middle of a callback, and with them the process: a thread must not end
+    while frames of the library are on its stack."""
+    _ending.set()
+    ours = [thing for thing in _alive if thing._pid == os.getpid()]
+    for thing in ours:
+        cancel = thing._cancel
+        if cancel is not None:
+            cancel()
+    for thing in ours:
+        thing._lock.acquire()  # and never released
+        thing._finalizer()
+
+
 Self = TypeVar("Self", bound="NativeObject")
 
 
@@ -71,7 +94,11 @@ class NativeObject:
         self._lock = threading.RLock()
         self._depth = 0
         self._closed = False
+        # What ends the call that is inside.
+        self._cancel: Optional[Callable[[], None]] = None
         self._finalizer = weakref.finalize(self, _free, free, pointer, self._pid)
+        self._finalizer.atexit = False
+        _alive.add(self)
 
     @property
     def closed(self) -> bool:
@@ -137,6 +164,8 @@ class NativeObject:
         try:
             if self._lock.acquire(blocking=False):
                 self._depth += 1
+                if self._depth == 1:
+                    self._cancel = cancel
                 frames = _frames()
                 frames.append(raised)
                 try:
@@ -146,10 +175,14 @@ class NativeObject:
                 finally:
                     frames.pop()
                     self._depth -= 1
+                    if self._depth == 0:
+                        self._cancel = None
                     self._lock.release()
                     if self._closed:
                         self.close()
             else:
+                if _ending.is_set():
+                    threading.Event().wait()  # a daemon thread, which Python ends here
                 failure = self._failure(Status.ERR_BUSY)
         finally:
             interrupts.end()
