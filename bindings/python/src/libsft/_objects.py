@@ -97,7 +97,7 @@ class NativeObject:
         # What ends the call that is inside.
         self._cancel: Optional[Callable[[], None]] = None
         self._finalizer = weakref.finalize(self, _free, free, pointer, self._pid)
-        self._finalizer.atexit = False
+        self._finalizer.atexit = False  # type: ignore[misc,unused-ignore]
         _alive.add(self)
 
     @property
