@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -564,8 +565,9 @@ func freed() {
 		status(step), yes(shouldStop), status(set))
 }
 
-// resident is the memory of the process in bytes.
+// resident is the memory of the process in bytes, without what Go has freed and keeps for later.
 func resident() int {
+	debug.FreeOSMemory()
 	fields := strings.Fields(string(contents("/proc/self/statm")))
 	pages, err := strconv.Atoi(fields[1])
 	must(err)
