@@ -99,8 +99,8 @@ impl Config {
     }
 
     /// The format of the matrix products' operands, on a CUDA device or on the CPU: what `bf16` and
-    /// `fp16` say, else bfloat16 where the device is made for it. The CPU's bfloat16 is there for
-    /// parity and costs time, so it is only used when asked for.
+    /// `fp16` say, else bfloat16 on CUDA. Of CPUs only those with AMX or AVX-512's bf16 instructions gain by
+    /// it, and a run's numbers should not depend on which one it was, so there it must be asked for.
     pub fn precision(&self, cuda: bool) -> DType {
         match (self.bf16, self.fp16) {
             (_, true) => DType::F16,
