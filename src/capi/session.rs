@@ -157,7 +157,8 @@ pub unsafe extern "C" fn sft_step(
 /// One optimizer update on the host's own tokens. The n micro-batches at micro are one update
 /// together: the loss is the mean over the supervised positions of all of them. Everything is
 /// borrowed for the call. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has
-/// ended.
+/// ended. Where no position of them is supervised the update counts and changes nothing, its loss is 0
+/// with 0 supervised_tokens, and no stop rule sees it.
 ///
 /// Errors: SFT_ERR_BATCH or SFT_ERR_INVALID_ARGUMENT for a malformed micro-batch: nothing was done.
 /// SFT_ERR_IO as sft_step.
