@@ -12,9 +12,11 @@ pub fn set() {
     let major = env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets it");
     let soname = format!("libsft.so.{major}");
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
-    // OUT_DIR is <profile>/build/<package>/out; the library lies in <profile> and in <profile>/deps.
+    // OUT_DIR is <profile>/build/…/out; the library lies in <profile> and in <profile>/deps.
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
-    let Some(profile) = Path::new(&out).ancestors().nth(3) else {
+    let mut folders = Path::new(&out).ancestors();
+    let build = folders.find(|folder| folder.ends_with("build"));
+    let Some(profile) = build.and_then(Path::parent) else {
         return;
     };
     for folder in [profile.to_path_buf(), profile.join("deps")] {
