@@ -27,7 +27,6 @@ pub(super) const ROWS_PER_TASK: usize = 32;
 pub struct Cpu {
     pub(super) arena: Arena,
     pub(super) pool: rayon::ThreadPool,
-    bf16_kernel: Bf16Kernel,
 }
 
 impl Cpu {
@@ -37,7 +36,7 @@ impl Cpu {
     /// `Config` if `SFT_BF16_KERNEL` names a kernel that this CPU lacks, `Device` if threads cannot be
     /// started.
     pub fn new(threads: usize) -> Result<Self> {
-        let bf16_kernel = Bf16Kernel::chosen()?;
+        Bf16Kernel::chosen()?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("sft-{i}"))
@@ -49,7 +48,6 @@ impl Cpu {
         Ok(Self {
             arena: Arena::empty(),
             pool,
-            bf16_kernel,
         })
     }
 
@@ -63,7 +61,7 @@ impl Backend for Cpu {
     const WORKSPACE_BYTES: usize = 0;
 
     fn describe(&self) -> String {
-        let bf16 = match self.bf16_kernel.name() {
+        let bf16 = match Bf16Kernel::chosen_or_widened().name() {
             "widened" => "widened to float32".to_owned(),
             name => format!("by {name}"),
         };

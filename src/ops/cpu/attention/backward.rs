@@ -6,7 +6,9 @@
 //! threads, every block of queries is a task and then every block of keys, three products and four. Both
 //! add up in the same order, so the choice does not show in the bits.
 
-use super::{Heads, Operand, Products, QUERIES, key_blocks, query_blocks, seen_columns, sequences};
+use super::{
+    Operand, Products, QUERIES, heads_of_query, key_blocks, query_blocks, seen_columns, sequences,
+};
 use crate::ops::AttentionShape;
 use crate::ops::cpu::element::{Buffer, Element, with_buffers};
 use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
@@ -205,13 +207,9 @@ impl<'a, T: Element> Reads<'a, T> {
     fn head(&self, rows: &Range<usize>, head: usize) -> Head<'a, T> {
         let tokens = self.out.shape().0;
         let columns = head * self.shape.head_dim..(head + 1) * self.shape.head_dim;
-        let heads = Heads {
-            rows: self.qkv.rows(rows.clone()),
-            shape: self.shape,
-        };
         Head {
             shape: self.shape,
-            qkv: heads.of_query(head).1,
+            qkv: heads_of_query(self.shape, self.qkv.rows(rows.clone()), head),
             out: self.out.rows(rows.clone()).cols(columns.clone()),
             dout: self.dout.rows(rows.clone()).cols(columns),
             lse: &self.lse[head * tokens..][rows.clone()],

@@ -1,6 +1,8 @@
 //! Attention's forward: an online softmax (Milakov and Gimelshein 2018) over blocks of keys.
 
-use super::{Heads, Operand, Products, QUERIES, key_blocks, query_blocks, seen_columns, sequences};
+use super::{
+    Operand, Products, QUERIES, heads_of_query, key_blocks, query_blocks, seen_columns, sequences,
+};
 use crate::ops::AttentionShape;
 use crate::ops::cpu::element::{Buffer, Element, with_buffers};
 use crate::ops::cpu::matrix::{MatMut, MatRef, Write};
@@ -22,10 +24,7 @@ pub fn forward<T: Element>(
     let mut out = MatMut::new(out, tokens, shape.q_size());
     let mut tasks = Vec::new();
     for (sequence, start) in sequences(seq_starts) {
-        let heads = Heads {
-            rows: qkv.rows(start..start + sequence.len()),
-            shape,
-        };
+        let rows = qkv.rows(start..start + sequence.len());
         for queries in query_blocks(sequence.len()) {
             let (mut heads_out, below) = out.split_rows(queries.len());
             out = below;
@@ -34,17 +33,18 @@ pub fn forward<T: Element>(
                 heads_out = right;
                 let (block_lse, later) = std::mem::take(lse).split_at_mut(queries.len());
                 *lse = later;
-                tasks.push((heads, head, queries.clone(), head_out, block_lse));
+                tasks.push((rows, head, queries.clone(), head_out, block_lse));
             }
         }
     }
     tasks
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|(heads, head, queries, out, lse)| {
+        .for_each(|(rows, head, queries, out, lse)| {
             with_buffers(|[a, b, c, buffers @ ..]| {
                 forward_block(
-                    heads.of_query(head),
+                    shape,
+                    heads_of_query(shape, rows, head),
                     queries,
                     out,
                     lse,
@@ -58,7 +58,8 @@ pub fn forward<T: Element>(
 /// A block of queries of a head, q, k and v `(length, head_dim)`; out `(queries, head_dim)`, lse
 /// `(queries)`.
 fn forward_block<T: Element>(
-    (shape, [q, k, v]): (AttentionShape, [MatRef<T>; 3]),
+    shape: AttentionShape,
+    [q, k, v]: [MatRef<T>; 3],
     queries: Range<usize>,
     out: MatMut<T>,
     lse: &mut [f32],

@@ -84,36 +84,20 @@ impl Attention for Cpu {
     }
 }
 
-/// The views of one sequence's query, key or value head, `(length, head_dim)`.
-#[derive(Clone, Copy)]
-struct Heads<'a, T> {
-    rows: MatRef<'a, T>,
+/// A query head of a sequence with the key and the value head that it meets, `(length, head_dim)` each,
+/// from the sequence's rows of qkv.
+fn heads_of_query<T: Element>(
     shape: AttentionShape,
-}
-
-impl<'a, T: Element> Heads<'a, T> {
-    fn columns(&self, start: usize) -> MatRef<'a, T> {
-        self.rows.cols(start..start + self.shape.head_dim)
-    }
-
-    /// A query head with the key and the value head that it meets.
-    fn of_query(&self, head: usize) -> (AttentionShape, [MatRef<'a, T>; 3]) {
-        let kv_head = head / (self.shape.heads / self.shape.kv_heads);
-        let qkv = [self.query(head), self.key(kv_head), self.value(kv_head)];
-        (self.shape, qkv)
-    }
-
-    fn query(&self, head: usize) -> MatRef<'a, T> {
-        self.columns(head * self.shape.head_dim)
-    }
-
-    fn key(&self, kv_head: usize) -> MatRef<'a, T> {
-        self.columns(self.shape.q_size() + kv_head * self.shape.head_dim)
-    }
-
-    fn value(&self, kv_head: usize) -> MatRef<'a, T> {
-        self.columns(self.shape.q_size() + self.shape.kv_size() + kv_head * self.shape.head_dim)
-    }
+    qkv: MatRef<T>,
+    head: usize,
+) -> [MatRef<T>; 3] {
+    let kv_head = head / (shape.heads / shape.kv_heads);
+    let columns = [
+        head,
+        shape.heads + kv_head,
+        shape.heads + shape.kv_heads + kv_head,
+    ];
+    columns.map(|column| qkv.cols(column * shape.head_dim..(column + 1) * shape.head_dim))
 }
 
 /// Each sequence as a range from 0 with its first row.

@@ -31,7 +31,7 @@ impl Bf16Kernel {
     /// As [`Bf16Kernel::chosen`]; without a device, which would have refused it, a wrong name chooses
     /// what is always there.
     #[inline]
-    pub(super) fn chosen_or_widened() -> Self {
+    pub fn chosen_or_widened() -> Self {
         Self::first_choice().unwrap_or(Self::Widened)
     }
 
