@@ -27,13 +27,13 @@
  * Callbacks. Callbacks get their user_data first and run on the thread that called into the library.
  * They must return: no longjmp and no C++ exception may leave them. Inside a callback, calls on the
  * handle that is at work return SFT_ERR_BUSY; sft_should_stop, sft_stop_reason, the _last_error,
- * _free and canceller functions work.
+ * _last_error_copy, _free and canceller functions work.
  *
  * Threads. Handles may move between threads, and different handles may be used at the same time. A
  * handle does one call at a time: a call that overlaps another on the same handle returns
- * SFT_ERR_BUSY, does nothing and leaves the error text untouched. sft_should_stop, sft_stop_reason
- * and the functions without a handle may be called from any thread at any time. The text of a
- * _last_error function is only safe to read while no other thread calls on that handle.
+ * SFT_ERR_BUSY, does nothing and leaves the error text untouched. sft_should_stop, sft_stop_reason,
+ * the _last_error_copy functions and those without a handle may be called from any thread at any time.
+ * The text of a _last_error function is only safe to read while no other thread calls on that handle.
  * sft_canceller_cancel may be called from any thread and from signal handlers.
  *
  * Defects. The library never prints and never exits. An internal failure that unwinds (a panic) is
@@ -710,6 +710,12 @@ void sft_config_free(struct sft_config *config);
 const char *sft_config_last_error(const struct sft_config *config);
 
 /**
+ * A copy of what sft_config_last_error gives, which may be asked for while other threads call on this
+ * configuration. Never NULL, unless there is no memory. Free it by sft_string_free.
+ */
+char *sft_config_last_error_copy(const struct sft_config *config);
+
+/**
  * Sets the keys of a JSON object, which is len bytes of UTF-8 and needs no NUL at its end: all of
  * them or, on an error, none.
  *
@@ -717,6 +723,14 @@ const char *sft_config_last_error(const struct sft_config *config);
  * SFT_ERR_UNSUPPORTED, SFT_ERR_INVALID_ARGUMENT.
  */
 sft_status sft_config_merge_json(struct sft_config *config, const char *json, size_t len);
+
+/**
+ * Sets the keys of the YAML or JSON file at path: all of them or, on an error, none. The text of an
+ * error names the file and, where it is about a key or the syntax, the line.
+ *
+ * Errors: SFT_ERR_IO if the file cannot be read, else as sft_config_merge_json.
+ */
+sft_status sft_config_merge_file(struct sft_config *config, const char *path);
 
 /**
  * Sets one key to a text, which is read as the key needs it: "5" sets a number, "null" clears an
@@ -843,10 +857,10 @@ sft_status sft_resume(struct sft_config *config,
  * due after it. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has ended.
  *
  * Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if the log
- * cannot be written or an earlier checkpoint could not: the update has taken effect all the same and
- * the run can go on.
- * SFT_ERR_CANCELLED if the canceller interrupted an evaluation. SFT_ERR_DEVICE if the device failed:
- * every later call that needs it fails alike, and the session can only be freed.
+ * cannot be written or an earlier checkpoint could not: the update has taken effect all the same, the
+ * run can go on, and sft_last_report has the report. SFT_ERR_CANCELLED if the canceller interrupted an
+ * evaluation before the first update. SFT_ERR_DEVICE if the device failed: every later call that needs
+ * it fails alike, and the session can only be freed.
  */
 sft_status sft_step(struct sft_session *session,
                     struct sft_step_report *out);
@@ -865,6 +879,16 @@ sft_status sft_step_batch(struct sft_session *session,
                           const struct sft_batch *micro,
                           size_t n,
                           struct sft_step_report *out);
+
+/**
+ * Writes the report of the last update since sft_start or sft_resume to *out, as its call would have
+ * written it: for an update whose call returned an error although it took effect, or was given no
+ * report to write.
+ *
+ * Errors: SFT_ERR_INVALID_ARGUMENT for out, or if there has been no update.
+ */
+sft_status sft_last_report(struct sft_session *session,
+                           struct sft_step_report *out);
 
 /**
  * Evaluates on the evaluation rows now. The result is logged and seen by the stop rules. Writes the
@@ -947,6 +971,12 @@ void sft_session_free(struct sft_session *session);
  * until the next call on this session fails or it is freed.
  */
 const char *sft_last_error(const struct sft_session *session);
+
+/**
+ * A copy of what sft_last_error gives, which may be asked for while other threads call on this session.
+ * Never NULL, unless there is no memory. Free it by sft_string_free.
+ */
+char *sft_last_error_copy(const struct sft_session *session);
 
 /**
  * Writes the numbers of one set of the last evaluation to *out, whatever asked for it: a step, the

@@ -45,11 +45,8 @@ static char *contents(const char *path, size_t *size) {
 
 static void merge_file(sft_config *config, const char *name) {
     char path[256];
-    size_t size;
     snprintf(path, sizeof path, "%s.json", name);
-    char *json = contents(path, &size);
-    must(sft_config_merge_json(config, json, size), config, NULL);
-    free(json);
+    must(sft_config_merge_file(config, path), config, NULL);
 }
 
 static sft_config *configured(const char *name) {
@@ -182,20 +179,25 @@ static void library(void) {
 }
 
 static void config_keys(void) {
-    sft_config *config = configured("target"), *copy = sft_config_new();
+    sft_config *config = configured("target"), *copy = sft_config_new(), *of_file = configured("target");
     must(sft_config_set_i64(config, "max_steps", 5), config, NULL);
     must(sft_config_set_f64(config, "learning_rate", 0.25), config, NULL);
     must(sft_config_set_bool(config, "packing", 1), config, NULL);
     must(sft_config_set_str(config, "seed", "9"), config, NULL);
-    char *json = NULL, *again = NULL;
+    must(sft_config_merge_file(of_file, "file.yaml"), of_file, NULL);
+    char *json = NULL, *again = NULL, *filed = NULL;
     must(sft_config_to_json(config, &json), config, NULL);
     must(sft_config_merge_json(copy, json, strlen(json)), copy, NULL);
     must(sft_config_to_json(copy, &again), copy, NULL);
+    must(sft_config_to_json(of_file, &filed), of_file, NULL);
     int set = strstr(json, "\"max_steps\": 5") && strstr(json, "\"learning_rate\": 0.25")
         && strstr(json, "\"packing\": true") && strstr(json, "\"seed\": 9");
-    printf("config set=%s round_trip=%s\n", yes(set), yes(!strcmp(json, again)));
+    printf("config set=%s round_trip=%s file=%s\n", yes(set), yes(!strcmp(json, again)),
+           yes(!strcmp(json, filed)));
     sft_string_free(json);
     sft_string_free(again);
+    sft_string_free(filed);
+    sft_config_free(of_file);
     sft_config_free(copy);
     sft_config_free(config);
 }
@@ -385,6 +387,25 @@ static void progress(void) {
     printf(" dropped=%s ~loss=%016" PRIx64 "\n", yes(held && self.drops == 2), bits(report.loss));
 }
 
+/* C has nothing to raise: the callback notes that it failed and asks to stop. */
+static int32_t fail_at_three(void *failed, const sft_step_report *report) {
+    return *(int *)failed = report->step == 3;
+}
+
+static void failure(void) {
+    int failed = 0;
+    sft_config *config = configured("progress");
+    must(sft_config_set_progress(config, fail_at_three, &failed, NULL), config, NULL);
+    sft_session *session = started(config);
+    while (!sft_should_stop(session)) stepped(session);
+    sft_step_report last = {.struct_size = sizeof last};
+    must(sft_last_report(session, &last), NULL, session);
+    printf("failure came_out=%s stop=%s last=%" PRIu64 " after=%s\n", yes(failed), reason_of(session),
+           last.step, sft_status_name(sft_step(session, NULL)));
+    sft_session_free(session);
+    sft_config_free(config);
+}
+
 static char told[64];
 
 static void tell_checkpoint(void *user_data, const sft_checkpoint_report *report) {
@@ -478,12 +499,13 @@ static int32_t call_in(void *user_data, const sft_step_report *report) {
 }
 
 /* Does what a line of errors.tsv asks for; *text is what the library says to it. */
-static sft_status provoke(const char *how, const char *json, char *text, size_t size) {
-    int merge_only = !strcmp(how, "merge");
+static sft_status provoke(const char *how, const char *json_or_path, char *text, size_t size) {
+    int file = !strcmp(how, "file"), merge_only = file || !strcmp(how, "merge");
     sft_config *config = merge_only ? sft_config_new() : configured("errors");
     sft_canceller *canceller = sft_canceller_new();
     sft_session *session = NULL;
-    sft_status status = sft_config_merge_json(config, json, strlen(json));
+    sft_status status = file ? sft_config_merge_file(config, json_or_path)
+                             : sft_config_merge_json(config, json_or_path, strlen(json_or_path));
     if (!merge_only) {
         must(status, config, NULL);
         if (!strcmp(how, "busy")) must(sft_config_set_progress(config, call_in, NULL, NULL), config, NULL);
@@ -624,6 +646,7 @@ int main(int argc, char **argv) {
     observe();
     cancel();
     progress();
+    failure();
     checkpoints();
     resume(argv[0]);
     errors();

@@ -95,8 +95,8 @@ string contents(const string &path) {
 
 sft::Config configured(const string &name) {
     sft::Config config;
-    DO(config, merge_json(contents("base.json")));
-    DO(config, merge_json(contents(name + ".json")));
+    DO(config, merge_file("base.json"));
+    DO(config, merge_file(name + ".json"));
     return config;
 }
 
@@ -244,16 +244,18 @@ void library() {
 }
 
 void config_keys() {
-    sft::Config config = configured("target"), copy;
+    sft::Config config = configured("target"), copy, of_file = configured("target");
     DO(config, set("max_steps", 5));
     DO(config, set("learning_rate", 0.25));
     DO(config, set("packing", true));
     DO(config, set("seed", "9"));
     const string json = DO(config, to_json());
     DO(copy, merge_json(json));
+    DO(of_file, merge_file("file.yaml"));
     const bool set = has(json, "\"max_steps\": 5") && has(json, "\"learning_rate\": 0.25")
         && has(json, "\"packing\": true") && has(json, "\"seed\": 9");
-    print("config set=%s round_trip=%s\n", yes(set), yes(json == DO(copy, to_json())));
+    print("config set=%s round_trip=%s file=%s\n", yes(set), yes(json == DO(copy, to_json())),
+          yes(json == DO(of_file, to_json())));
 }
 
 void plan() {
@@ -404,6 +406,31 @@ void progress() {
     print(" dropped=%s ~loss=%s\n", yes(held && drops == 2), hex(report.loss).c_str());
 }
 
+void failure() {
+    bool came_out = false;
+    sft::Config config = configured("progress");
+#if SFT_HPP_EXCEPTIONS
+    struct Mine {};
+    config.on_progress([](const StepReport &report) {
+        if (report.step == 3) throw Mine();
+    });
+    sft::Session session = config.start();
+    try {
+        run(session);
+    } catch (const Mine &) {
+        came_out = true;
+    }
+#else
+    // There is nothing to throw: the callback notes that it failed and asks to stop.
+    DO(config, on_progress([&](const StepReport &report) { return came_out = report.step == 3; }));
+    sft::Session session = DO(config, start());
+    run(session);
+#endif
+    string ignored;
+    print("failure came_out=%s stop=%s last=%" PRIu64 " after=%s\n", yes(came_out), reason(session),
+          DO(session, last_report()).step, sft::name(STATUS(ignored, session, step())));
+}
+
 void checkpoints() {
     string told;
     sft::Config config = configured("checkpoints");
@@ -479,13 +506,12 @@ void resume(const string &program) {
 }
 
 // Does what a line of errors.tsv asks for; `text` is what the library says to it.
-Status provoke(const string &how, const string &json, string &text) {
-    if (how == "merge") {
-        sft::Config config;
-        return STATUS(text, config, merge_json(json));
-    }
+Status provoke(const string &how, const string &json_or_path, string &text) {
+    sft::Config fresh;
+    if (how == "merge") return STATUS(text, fresh, merge_json(json_or_path));
+    if (how == "file") return STATUS(text, fresh, merge_file(json_or_path));
     sft::Config config = configured("errors");
-    DO(config, merge_json(json));
+    DO(config, merge_json(json_or_path));
     sft::Canceller canceller;
     std::optional<sft::Session> session;
     Status inner = Status::ok;
@@ -604,6 +630,7 @@ int main(int argc, char **argv) {
     observe();
     cancel();
     progress();
+    failure();
     checkpoints();
     resume(argv[0]);
     errors();

@@ -19,7 +19,7 @@ type Config struct {
 	// Progress, Checkpoint and Log are read by Start and Resume, for the session that they make, and Log by Plan
 	// too; nil for none. They run on the goroutine that called, inside the call. There, calls on the object that
 	// is at work return ErrBusy; ShouldStop, StopReason and Close work. A panic goes on out of the
-	// call, once the library has returned from it. Sessions on several goroutines that share a callback may call it at
+	// call, once the library has returned from it; one of Progress ends the run as well, by StopCallback. Sessions on several goroutines that share a callback may call it at
 	// the same time.
 	Progress   ProgressFunc
 	Checkpoint CheckpointFunc
@@ -82,6 +82,16 @@ func (c *Config) MergeJSON(object []byte) error {
 	}
 	return c.do(func() C.sft_status {
 		return C.sft_config_merge_json(c.config, (*C.char)(unsafe.Pointer(&object[0])), C.size_t(len(object)))
+	})
+}
+
+// MergeFile sets the keys of the YAML or JSON file at path: all of them or, on an error, none. The message of an error
+// names the file and, where it is about a key or the syntax, the line.
+//
+// Errors: ErrIO if the file cannot be read, else as MergeJSON.
+func (c *Config) MergeFile(path string) error {
+	return withText("path", path, func(path *C.char) error {
+		return c.do(func() C.sft_status { return C.sft_config_merge_file(c.config, path) })
 	})
 }
 

@@ -86,8 +86,8 @@ func (s *Session) blame(ctx context.Context, err error) error {
 // Step is one optimizer update on the next rows, with the evaluation, checkpoint and stop decision that are due after
 // it. Once the run has ended it does nothing and returns ErrStopped, which is to a run what io.EOF is to a reader.
 //
-// Errors: ErrInvalidArgument, also for a run without dataset_name. ErrIO if the log cannot be written or an
-// earlier checkpoint could not: the update has taken effect all the same and the run can go on. ErrCancelled if ctx has
+// Errors: ErrInvalidArgument, also for a run without dataset_name. ErrIO if the log cannot be written or an earlier
+// checkpoint could not: the update has taken effect all the same, the run can go on, and LastReport has the report. ErrCancelled if ctx has
 // ended: where that was during the update, the update has taken effect and the report is returned as well.
 // ErrDevice if the device failed: every later call that needs it fails alike, and the session can only be closed.
 func (s *Session) Step(ctx context.Context) (StepReport, error) {
@@ -118,6 +118,16 @@ func (s *Session) step(ctx context.Context, body func(out *C.sft_step_report) C.
 	report := C.sft_step_report{struct_size: C.sizeof_sft_step_report}
 	err := s.call(ctx, func() C.sft_status { return body(&report) })
 	return stepReport(&report), err
+}
+
+// LastReport is the report of the last update since Start or Resume, as its Step returned it or would have: for an update
+// that took effect although its Step returned an error, or a callback panicked.
+//
+// Errors: ErrInvalidArgument if there has been no update.
+func (s *Session) LastReport() (StepReport, error) {
+	return s.step(context.Background(), func(out *C.sft_step_report) C.sft_status {
+		return C.sft_last_report(s.session, out)
+	})
 }
 
 // Run steps until the run ends, and says why it did. Reports go to Config.Progress. An error is one of Step; where

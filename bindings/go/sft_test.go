@@ -475,6 +475,20 @@ func TestAPanicInProgressGoesOnAfterTheCall(t *testing.T) {
 	if _, err := session.Step(background); err != ErrStopped {
 		t.Errorf("the session is not usable any more: %v", err)
 	}
+	if report, err := session.LastReport(); err != nil || report.Step != 1 {
+		t.Errorf("the update's report is %v, %v", report, err)
+	}
+}
+
+func TestALastReportIsOfAnUpdate(t *testing.T) {
+	session := started(t, configured(t, map[string]any{"max_steps": 5}))
+	if _, err := session.LastReport(); !errors.Is(err, ErrInvalidArgument) {
+		t.Errorf("a report before the first update: %v", err)
+	}
+	report := stepped(t, session)
+	if last, err := session.LastReport(); err != nil || last != report {
+		t.Errorf("%v, %v is not %v", last, err, report)
+	}
 }
 
 func TestAPanicInTheLogOfAStartLeavesNothingBehind(t *testing.T) {

@@ -82,16 +82,18 @@ def library() -> None:
 
 
 def config_keys() -> None:
-    with configured("target") as config, Config() as copy:
+    with configured("target") as config, Config() as copy, configured("target") as of_file:
         config["max_steps"] = 5
         config["learning_rate"] = 0.25
         config["packing"] = True
         config["seed"] = "9"
         text = config.to_json()
         copy.merge_json(text)
+        of_file.merge("file.yaml")
         wanted = ('"max_steps": 5', '"learning_rate": 0.25', '"packing": true', '"seed": 9')
         print(
-            f"config set={yes(all(line in text for line in wanted))} round_trip={yes(text == copy.to_json())}"
+            f"config set={yes(all(line in text for line in wanted))}"
+            f" round_trip={yes(text == copy.to_json())} file={yes(text == of_file.to_json())}"
         )
 
 
@@ -238,6 +240,29 @@ def progress() -> None:
     print(f"{line} dropped={yes(held and len(dropped) == 2)} ~loss={bits(report.loss)}")
 
 
+def failure() -> None:
+    class Mine(Exception):
+        pass
+
+    def fail_at_three(report: StepReport) -> None:
+        if report.step == 3:
+            raise Mine
+
+    came_out = False
+    with configured("progress") as config:
+        config.set_progress(fail_at_three)
+        with config.start() as session:
+            try:
+                session.run()
+            except Mine:
+                came_out = True
+            last = session.last_report
+            print(
+                f"failure came_out={yes(came_out)} stop={session.stop_reason} last={last.step if last else 0}"
+                f" after={outcome(session.step).label}"
+            )
+
+
 def checkpoints() -> None:
     told: list[str] = []
 
@@ -303,9 +328,13 @@ def provoke(how: str, keys: str) -> tuple[Status, str]:
     }
     sessions: list[Session] = []
     inner: list[Status] = []
-    with Config() if how == "merge" else configured("errors") as config, Canceller() as canceller:
+    fresh = how in ("merge", "file")
+    with Config() if fresh else configured("errors") as config, Canceller() as canceller:
         try:
-            config.merge_json(keys)
+            if how == "file":
+                config.merge(keys)
+            else:
+                config.merge_json(keys)
             if how == "busy":
                 config.set_progress(lambda report: inner.append(outcome(sessions[0].step)))
             if how == "cancelled":

@@ -6,7 +6,7 @@ use super::canceller::sft_canceller;
 use super::guard::{Guarded, NOT_A_HANDLE, catch, enter, invalid};
 use super::handle::{Registry, Slot};
 use super::status::*;
-use super::string::give_string;
+use super::string::{give_error, give_string};
 use crate::config::{Config, Setting};
 use crate::engine::{Canceller, Hooks};
 use crate::error::Result;
@@ -89,6 +89,13 @@ pub extern "C" fn sft_config_last_error(config: *const sft_config) -> *const c_c
     })
 }
 
+/// A copy of what sft_config_last_error gives, which may be asked for while other threads call on this
+/// configuration. Never NULL, unless there is no memory. Free it by sft_string_free.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_config_last_error_copy(config: *const sft_config) -> *mut c_char {
+    give_error(|| CONFIGS.get(config).map(|guarded| guarded.copy_last_error()))
+}
+
 /// Sets the keys of a JSON object, which is len bytes of UTF-8 and needs no NUL at its end: all of
 /// them or, on an error, none.
 ///
@@ -109,6 +116,23 @@ pub unsafe extern "C" fn sft_config_merge_json(
         let json =
             std::str::from_utf8(bytes).map_err(|e| invalid("json is not UTF-8").with_source(e))?;
         state.config.merge_json(json)?;
+        Ok(SFT_OK)
+    })
+}
+
+/// Sets the keys of the YAML or JSON file at path: all of them or, on an error, none. The text of an
+/// error names the file and, where it is about a key or the syntax, the line.
+///
+/// Errors: SFT_ERR_IO if the file cannot be read, else as sft_config_merge_json.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_config_merge_file(
+    config: *mut sft_config,
+    path: *const c_char,
+) -> sft_status {
+    with_config(config, |state| {
+        // SAFETY: the header asks for a NUL-terminated string.
+        let path = unsafe { text(path, "path") }?;
+        state.config.merge_file(path)?;
         Ok(SFT_OK)
     })
 }

@@ -37,6 +37,14 @@ impl<T> Guarded<T> {
             .as_ptr()
     }
 
+    /// The error text, safe to ask for while other threads fail.
+    pub fn copy_last_error(&self) -> CString {
+        self.error
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()
+    }
+
     fn set_error(&self, text: &str) {
         *self.error.lock().unwrap_or_else(|e| e.into_inner()) = c_text(text);
     }

@@ -6,6 +6,7 @@ use super::guard::{Guarded, NOT_A_HANDLE, catch, enter, invalid};
 use super::handle::Registry;
 use super::report::{sft_batch, sft_eval_report, sft_snapshot, sft_step_report};
 use super::status::*;
+use super::string::give_error;
 use crate::config::Config;
 use crate::engine::{Canceller, Export, Hooks, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -136,10 +137,10 @@ unsafe fn begin(
 /// due after it. Writes the report to *out; out may be NULL. SFT_STOPPED once the run has ended.
 ///
 /// Errors: SFT_ERR_INVALID_ARGUMENT, also for a run without dataset_name. SFT_ERR_IO if the log
-/// cannot be written or an earlier checkpoint could not: the update has taken effect all the same and
-/// the run can go on.
-/// SFT_ERR_CANCELLED if the canceller interrupted an evaluation. SFT_ERR_DEVICE if the device failed:
-/// every later call that needs it fails alike, and the session can only be freed.
+/// cannot be written or an earlier checkpoint could not: the update has taken effect all the same, the
+/// run can go on, and sft_last_report has the report. SFT_ERR_CANCELLED if the canceller interrupted an
+/// evaluation before the first update. SFT_ERR_DEVICE if the device failed: every later call that needs
+/// it fails alike, and the session can only be freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sft_step(
     session: *mut sft_session,
@@ -177,6 +178,28 @@ pub unsafe extern "C" fn sft_step_batch(
         let report = session.step_batch(&micro)?;
         // SAFETY: as above.
         Ok(unsafe { write_step(out, report) })
+    })
+}
+
+/// Writes the report of the last update since sft_start or sft_resume to *out, as its call would have
+/// written it: for an update whose call returned an error although it took effect, or was given no
+/// report to write.
+///
+/// Errors: SFT_ERR_INVALID_ARGUMENT for out, or if there has been no update.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sft_last_report(
+    session: *mut sft_session,
+    out: *mut sft_step_report,
+) -> sft_status {
+    with_session(session, |session| {
+        // SAFETY: the header asks for a struct of the size that it says.
+        let out = unsafe { OutStruct::new(out) }?;
+        let Some(report) = session.last_report() else {
+            return Err(invalid("there has been no update yet"));
+        };
+        // SAFETY: as above.
+        unsafe { out.write(report.into()) }
+        Ok(SFT_OK)
     })
 }
 
@@ -391,6 +414,16 @@ pub extern "C" fn sft_last_error(session: *const sft_session) -> *const c_char {
     catch(NOT_A_HANDLE.as_ptr(), || match SESSIONS.get(session) {
         Some(handle) => handle.session.last_error(),
         None => NOT_A_HANDLE.as_ptr(),
+    })
+}
+
+/// A copy of what sft_last_error gives, which may be asked for while other threads call on this session.
+/// Never NULL, unless there is no memory. Free it by sft_string_free.
+#[unsafe(no_mangle)]
+pub extern "C" fn sft_last_error_copy(session: *const sft_session) -> *mut c_char {
+    give_error(|| {
+        let handle = SESSIONS.get(session);
+        handle.map(|handle| handle.session.copy_last_error())
     })
 }
 

@@ -48,9 +48,19 @@ impl Config {
     /// # Errors
     /// `Io` if it cannot be read, else as [`Config::from_yaml_str`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let mut config = Config::default();
+        config.merge_file(path)?;
+        Ok(config)
+    }
+
+    /// Merges the YAML or JSON file at `path` over what is set so far; on an error nothing changes.
+    ///
+    /// # Errors
+    /// As [`Config::from_file`].
+    pub fn merge_file(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Self::from_yaml_str(&text, &path.display().to_string())
+        self.merge_text(&text, &path.display().to_string())
     }
 
     /// Merges YAML or JSON text over what is set so far; on an error nothing changes.

@@ -27,6 +27,21 @@ fn the_shared_library_exports_the_functions_of_the_header_and_nothing_else() {
     });
 }
 
+#[test]
+fn every_function_of_the_header_has_a_version_in_the_installed_library() {
+    let map = std::fs::read_to_string(root().join("bindings/c/sft.map")).unwrap();
+    let mut versioned: Vec<&str> = map
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(';'))
+        .filter(|name| name.starts_with("sft_"))
+        .collect();
+    versioned.sort_unstable();
+    let functions = functions();
+    let mut declared: Vec<&str> = functions.iter().map(|(name, _)| name.as_str()).collect();
+    declared.sort_unstable();
+    assert_eq!(versioned, declared);
+}
+
 /// Programs look for this name when they start, so it changes only where they must be linked anew.
 #[test]
 #[cfg(target_os = "linux")]

@@ -97,6 +97,49 @@ static void errors_name_the_key_and_change_nothing(void) {
     sft_config_free(config);
 }
 
+static void write_file(const char *path, const char *text) {
+    FILE *file = fopen(path, "w");
+    EXPECT(file && fputs(text, file) >= 0 && fclose(file) == 0);
+}
+
+static void a_file_is_merged_whole_and_its_errors_name_the_line(void) {
+    char path[4096], place[4200];
+    snprintf(path, sizeof path, "%s.yaml", arguments[3]);
+    sft_config *config = sft_config_new();
+    write_file(path, "# a run\nmax_steps: 7\nstop:\n  - {rule: target, metric: train_loss, at_most: 1.5}\n");
+    IS(SFT_OK, sft_config_merge_file(config, path));
+    write_file(path, "max_steps: 8\n\nlearning_rat: 0.1\n");
+    IS(SFT_ERR_UNKNOWN_KEY, sft_config_merge_file(config, path));
+    snprintf(place, sizeof place, "%s:3", path);
+    EXPECT(strstr(sft_config_last_error(config), place));
+    EXPECT(strstr(sft_config_last_error(config), "learning_rate"));
+    write_file(path, "{\"max_steps\": [}");
+    IS(SFT_ERR_CONFIG, sft_config_merge_file(config, path));
+    EXPECT(strstr(sft_config_last_error(config), path));
+    IS(SFT_ERR_IO, sft_config_merge_file(config, "/no/such/run.yaml"));
+    EXPECT(strstr(sft_config_last_error(config), "/no/such/run.yaml"));
+    char *json = NULL;
+    IS(SFT_OK, sft_config_to_json(config, &json));
+    EXPECT(strstr(json, "\"max_steps\": 7") && strstr(json, "\"at_most\": 1.5"));
+    sft_string_free(json);
+    sft_config_free(config);
+}
+
+static void a_copied_error_text_outlives_its_handle(void) {
+    sft_config *config = sft_config_new();
+    char *none = sft_config_last_error_copy(config);
+    IS(SFT_ERR_UNKNOWN_KEY, sft_config_set_bool(config, "pakking", 1));
+    char *text = sft_config_last_error_copy(config);
+    EXPECT(!strcmp(text, sft_config_last_error(config)));
+    IS(SFT_ERR_CONFIG, sft_config_set_str(config, "max_steps", "many"));
+    sft_config_free(config);
+    EXPECT(strstr(text, "packing") && !strcmp(none, ""));
+    char *freed = sft_config_last_error_copy(config), *null = sft_last_error_copy(NULL);
+    EXPECT(strstr(freed, "freed") && !strcmp(freed, null));
+    char *all[] = {none, text, freed, null};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) sft_string_free(all[i]);
+}
+
 static void a_failed_start_writes_nothing(void) {
     sft_config *config = configured("{\"max_steps\": 1}");
     sft_session *session = (sft_session *)arguments;
@@ -184,6 +227,38 @@ static void an_ended_run_stays_ended(void) {
     EXPECT(fabs(eval.loss - report.eval_loss) < 1e-12);
     EXPECT(!strcmp(sft_last_error(session), ""));
     sft_session_free(session);
+    sft_config_free(config);
+}
+
+static void an_update_whose_checkpoint_failed_has_a_report_all_the_same(void) {
+    sft_config *config = configured("{\"max_steps\": 4, \"save_strategy\": \"steps\", \"save_steps\": 1}");
+    sft_session *session = started(config);
+    sft_step_report last = {.struct_size = sizeof last};
+    IS(SFT_ERR_INVALID_ARGUMENT, sft_last_report(session, &last));
+    EXPECT(strstr(sft_last_error(session), "no update"));
+    /* The log is open; checkpoints find a file where their folder was. */
+    char away[4096];
+    snprintf(away, sizeof away, "%s-away", arguments[3]);
+    EXPECT(rename(arguments[3], away) == 0);
+    write_file(arguments[3], "");
+    int failed = 0;
+    for (uint64_t step = 1; !sft_should_stop(session); step++) {
+        sft_step_report report = {.struct_size = sizeof report};
+        sft_status status = sft_step(session, &report);
+        IS(SFT_OK, sft_last_report(session, &last));
+        EXPECT(last.step == step && isfinite(last.loss) && last.grad_norm > 0);
+        EXPECT(last.stop_reason == (step == 4 ? SFT_STOP_MAX_STEPS : SFT_STOP_NONE));
+        if (status == SFT_OK) {
+            EXPECT(!memcmp(&last, &report, sizeof last));
+        } else {
+            IS(SFT_ERR_IO, status);
+            EXPECT(report.step == 0);
+            failed++;
+        }
+    }
+    EXPECT(failed > 0 && last.step == 4);
+    sft_session_free(session);
+    EXPECT(remove(arguments[3]) == 0);
     sft_config_free(config);
 }
 
@@ -617,10 +692,13 @@ int main(int argc, char **argv) {
     arguments = argv;
     versions_agree();
     errors_name_the_key_and_change_nothing();
+    a_file_is_merged_whole_and_its_errors_name_the_line();
+    a_copied_error_text_outlives_its_handle();
     a_failed_start_writes_nothing();
     the_plan_adds_up();
     structs_of_another_size_are_met();
     an_ended_run_stays_ended();
+    an_update_whose_checkpoint_failed_has_a_report_all_the_same();
     every_evaluation_set_has_its_own_numbers();
     batches_are_checked();
     the_metric_of_the_host_ends_the_run();

@@ -54,9 +54,9 @@ namespace LibSft
             }
             catch (Exception exception)
             {
-                // The update has been made, and whoever catches the exception may go on.
+                // The update has been made. A host whose callback fails has lost its way: the run ends.
                 Border.Keep(exception);
-                return 0;
+                return 1;
             }
         }
 

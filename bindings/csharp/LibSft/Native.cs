@@ -56,6 +56,12 @@ namespace LibSft
         internal static extern IntPtr sft_config_last_error(IntPtr config);
 
         [DllImport(Library, CallingConvention = C)]
+        internal static extern IntPtr sft_config_last_error_copy(IntPtr config);
+
+        [DllImport(Library, CallingConvention = C)]
+        internal static extern int sft_config_merge_file(IntPtr config, [In] byte[] path);
+
+        [DllImport(Library, CallingConvention = C)]
         internal static extern int sft_config_merge_json(IntPtr config, [In] byte[] json, UIntPtr length);
 
         [DllImport(Library, CallingConvention = C)]
@@ -110,6 +116,9 @@ namespace LibSft
             IntPtr session, [In] NativeBatch[] micro, UIntPtr count, ref NativeStepReport report);
 
         [DllImport(Library, CallingConvention = C)]
+        internal static extern int sft_last_report(IntPtr session, ref NativeStepReport report);
+
+        [DllImport(Library, CallingConvention = C)]
         internal static extern int sft_evaluate(IntPtr session, ref NativeEvalReport report);
 
         [DllImport(Library, CallingConvention = C)]
@@ -141,6 +150,9 @@ namespace LibSft
 
         [DllImport(Library, CallingConvention = C)]
         internal static extern IntPtr sft_last_error(IntPtr session);
+
+        [DllImport(Library, CallingConvention = C)]
+        internal static extern IntPtr sft_last_error_copy(IntPtr session);
 
         [DllImport(Library, CallingConvention = C)]
         internal static extern void sft_session_free(IntPtr session);

@@ -48,6 +48,20 @@ namespace LibSft
         }
 
         /// <summary>
+        /// Sets the keys of a YAML or JSON file: all of them or, on an error, none. The text of an error names the file and, where
+        /// it is about a key or the syntax, the line.
+        /// </summary>
+        /// <param name="path">The file.</param>
+        /// <exception cref="SftException">
+        /// <see cref="SftStatus.IO"/> if the file cannot be read, else as <see cref="MergeJson"/>.
+        /// </exception>
+        public void MergeFile(string path)
+        {
+            byte[] file = Utf8.Terminated(path, "path");
+            calls.Call(config => Native.sft_config_merge_file(config, file));
+        }
+
+        /// <summary>
         /// Sets one key to a text, which is read as the key needs it: "5" sets a number, "null" clears an optional key, JSON sets a
         /// nested one such as "stop". A key with dots reaches inside a nested one: "lr_scheduler_kwargs.num_cycles".
         /// </summary>
@@ -105,8 +119,9 @@ namespace LibSft
 
         /// <summary>
         /// Sets the function that is called after each update of the sessions that are started from now on, on the thread that
-        /// steps. It may end the run. Sessions on several threads may call it at the same time. What it throws is thrown again by the
-        /// call that it ran in, and the update counts all the same.
+        /// steps. It may end the run. Sessions on several threads may call it at the same time. What it throws ends the run too, by
+        /// <see cref="StopReason.Callback"/>, and is thrown again by the call that it ran in; the update counts all the same
+        /// (<see cref="SftSession.GetLastReport"/>).
         /// </summary>
         /// <param name="progress">The function; null for none.</param>
         public void SetProgress(Func<StepReport, RunAction> progress)
@@ -117,7 +132,7 @@ namespace LibSft
 
         /// <summary>
         /// As the other one, for a receiver that only looks. A <see cref="Progress{T}"/> gets the reports where it was made, after
-        /// the update that they are of, and cannot end the run.
+        /// the update that they are of, and cannot end the run, not even by what it throws there.
         /// </summary>
         /// <param name="progress">The receiver; null for none.</param>
         public void SetProgress(IProgress<StepReport> progress)

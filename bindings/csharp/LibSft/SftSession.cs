@@ -51,7 +51,8 @@ namespace LibSft
         /// <returns>The report; null once the run has ended, when nothing is done.</returns>
         /// <exception cref="SftException">
         /// <see cref="SftStatus.InvalidArgument"/> for a run without dataset_name. <see cref="SftStatus.IO"/> if the log cannot be
-        /// written or an earlier checkpoint could not: the update has taken effect all the same and the run can go on.
+        /// written or an earlier checkpoint could not: the update has taken effect all the same, the run can go on, and
+        /// <see cref="GetLastReport"/> has the report.
         /// <see cref="SftStatus.Device"/> if the device failed: the session can only be disposed.
         /// </exception>
         /// <exception cref="OperationCanceledException">
@@ -62,6 +63,19 @@ namespace LibSft
             StepReport report = Update(Native.sft_step, token);
             ThrowIfEndedBy(token);
             return report;
+        }
+
+        /// <summary>
+        /// The report of the last update since the start or the resumption, as its call gave it or would have: for an update that
+        /// took effect although its call threw.
+        /// </summary>
+        /// <returns>The report.</returns>
+        /// <exception cref="SftException"><see cref="SftStatus.InvalidArgument"/> if there has been no update.</exception>
+        public StepReport GetLastReport()
+        {
+            var native = new NativeStepReport { StructSize = SizeOf<NativeStepReport>.Value };
+            calls.Call(session => Native.sft_last_report(session, ref native));
+            return new StepReport(native);
         }
 
         /// <summary>

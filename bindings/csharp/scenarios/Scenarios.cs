@@ -30,6 +30,7 @@ internal static class Scenarios
         Observe();
         Cancel();
         Progress();
+        Failure();
         Checkpoints();
         Resume();
         Errors();
@@ -44,8 +45,8 @@ internal static class Scenarios
     private static SftConfig Configured(string name)
     {
         var config = new SftConfig();
-        config.MergeJson(File.ReadAllText("base.json"));
-        config.MergeJson(File.ReadAllText(name + ".json"));
+        config.MergeFile("base.json");
+        config.MergeFile(name + ".json");
         return config;
     }
 
@@ -155,8 +156,7 @@ internal static class Scenarios
 
     private static void Config()
     {
-        using (SftConfig config = Configured("target"))
-        using (var copy = new SftConfig())
+        using (SftConfig config = Configured("target"), copy = new SftConfig(), ofFile = Configured("target"))
         {
             config.Set("max_steps", 5);
             config.Set("learning_rate", 0.25);
@@ -164,8 +164,10 @@ internal static class Scenarios
             config.Set("seed", "9");
             string json = config.ToJson();
             copy.MergeJson(json);
+            ofFile.MergeFile("file.yaml");
             string[] wanted = { "\"max_steps\": 5", "\"learning_rate\": 0.25", "\"packing\": true", "\"seed\": 9" };
-            Console.WriteLine("config set={0} round_trip={1}", Yes(wanted.All(json.Contains)), Yes(copy.ToJson() == json));
+            Console.WriteLine("config set={0} round_trip={1} file={2}", Yes(wanted.All(json.Contains)),
+                Yes(copy.ToJson() == json), Yes(ofFile.ToJson() == json));
         }
     }
 
@@ -314,6 +316,34 @@ internal static class Scenarios
         Console.WriteLine(" dropped={0} ~loss={1}", Yes(held && SftLibrary.LiveCallbacks == before), Bits(last.Loss));
     }
 
+    private static void Failure()
+    {
+        var mine = new InvalidOperationException("mine");
+        bool cameOut = false;
+        using (SftConfig config = Configured("progress"))
+        {
+            config.SetProgress(report =>
+            {
+                if (report.Step == 3) throw mine;
+                return RunAction.Continue;
+            });
+            using (SftSession session = config.Start())
+            {
+                try
+                {
+                    session.Run();
+                }
+                catch (InvalidOperationException thrown)
+                {
+                    cameOut = ReferenceEquals(thrown, mine);
+                }
+                long last = session.GetLastReport().Step;
+                string after = session.Step() == null ? "SFT_STOPPED" : "SFT_OK";
+                Console.WriteLine("failure came_out={0} stop={1} last={2} after={3}", Yes(cameOut), ReasonOf(session), last, after);
+            }
+        }
+    }
+
     private static void Checkpoints()
     {
         var told = new List<string>();
@@ -393,16 +423,17 @@ internal static class Scenarios
     }
 
     /// <summary>Does what a line of errors.tsv asks for; text is what the library says to it.</summary>
-    private static SftStatus Provoke(string how, string json, out string text)
+    private static SftStatus Provoke(string how, string jsonOrPath, out string text)
     {
         SftSession session = null;
         using (var source = new CancellationTokenSource())
-        using (SftConfig config = how == "merge" ? new SftConfig() : Configured("errors"))
+        using (SftConfig config = how == "merge" || how == "file" ? new SftConfig() : Configured("errors"))
         {
             try
             {
-                if (how == "merge") return StatusOf(() => config.MergeJson(json), out text);
-                config.MergeJson(json);
+                if (how == "merge") return StatusOf(() => config.MergeJson(jsonOrPath), out text);
+                if (how == "file") return StatusOf(() => config.MergeFile(jsonOrPath), out text);
+                config.MergeJson(jsonOrPath);
                 if (how == "resume") return StatusOf(() => session = config.Resume("model"), out text);
                 if (how == "start") return StatusOf(() => session = config.Start(), out text);
                 if (how == "cancelled")

@@ -307,7 +307,7 @@ internal static class Tests
 
     // Callbacks
 
-    public static void WhatAProgressCallbackThrowsIsThrownByTheStep()
+    public static void WhatAProgressCallbackThrowsIsThrownByTheStepAndEndsTheRun()
     {
         using (SftConfig config = Configured())
         {
@@ -324,7 +324,9 @@ internal static class Tests
                 True(ReferenceEquals(mine, thrown), "the same exception");
                 True(thrown.StackTrace.Contains("WhatAProgressCallbackThrows"), "its stack");
                 Equal(2L, session.GetSnapshot().Step, "the update counts");
-                Equal(3L, session.Step().Step, "the run goes on");
+                Equal(2L, session.GetLastReport().Step, "and has a report");
+                Equal(StopReason.Callback, session.StopReason, "the run ends");
+                True(session.Step() == null, "nothing more is done");
             }
         }
     }

@@ -60,22 +60,22 @@ lr_scheduler_kwargs: {num_cycles: 3}
         self.assertEqual([rule["rule"] for rule in keys["stop"]], ["target", "budget"])
 
     def test_a_file_that_is_wrong_is_named(self) -> None:
-        for text, word in [
-            ("learning_rat: 1\n", "learning_rate"),
-            ("seed: 1\nseed: 2\n", "twice"),
-            ("- 1\n", "keys and values"),
-            ("a: [\n", "YAML"),
-            ('{"seed": ', "JSON"),
+        for text, place, word in [
+            ("# a run\nlearning_rat: 1\n", "wrong.yaml:2: ", "learning_rate"),
+            ("seed: 1\nseed: 2\n", "wrong.yaml:2", "duplicate"),
+            ("- 1\n", "wrong.yaml", "mapping"),
+            ("a: [\n", "wrong.yaml:", ""),
+            ('{"seed": ', "wrong.yaml:", ""),
         ]:
             Path("wrong.yaml").write_text(text)
             with self.subTest(text), self.assertRaises(libsft.ConfigError) as caught:
                 Config("wrong.yaml")
-            self.assertTrue(str(caught.exception).startswith("wrong.yaml: "), caught.exception)
+            self.assertTrue(str(caught.exception).startswith(place), caught.exception)
             self.assertIn(word, str(caught.exception))
         Path("empty.yaml").write_text("# nothing\n\n")
         with Config("empty.yaml") as config, Config() as fresh:
             self.assertEqual(config.to_json(), fresh.to_json())
-        with self.assertRaises(FileNotFoundError):
+        with self.assertRaisesRegex(libsft.FileError, "no-such.yaml"):
             Config("no-such.yaml")
 
     def test_an_error_changes_nothing(self) -> None:

@@ -128,7 +128,7 @@ class Steps(InFolder):
 
 
 class Callbacks(InFolder):
-    def test_what_a_callback_raises_comes_out_of_the_call_and_the_run_goes_on(self) -> None:
+    def test_what_the_progress_callback_raises_comes_out_of_the_call_and_ends_the_run(self) -> None:
         error = LookupError("mine")
 
         def progress(report: StepReport) -> None:
@@ -145,7 +145,25 @@ class Callbacks(InFolder):
             last = session.last_report
             assert last is not None
             self.assertEqual(last.step, 2)
-            self.assertEqual([report.step for report in session], [3])
+            self.assertEqual(session.stop_reason, StopReason.CALLBACK)
+            self.assertEqual(list(session), [])
+
+    def test_the_report_of_an_update_whose_checkpoint_failed_is_kept(self) -> None:
+        config = self.configured(max_steps=4, save_strategy="steps", save_steps=1)
+        with config.start() as session:
+            folder = Path(config["output_dir"])
+            folder.rename(folder.with_name("away"))
+            folder.write_text("where the checkpoints were to be")
+            errors = 0
+            while not session.should_stop:
+                try:
+                    report = session.step()
+                except libsft.FileError:
+                    errors += 1
+                    report = session.last_report
+                assert report is not None
+                self.assertEqual(report.step, session.snapshot().step)
+            self.assertGreater(errors, 0)
 
     def test_an_exception_of_the_log_leaves_no_half_started_run(self) -> None:
         def log(level: libsft.LogLevel, line: str) -> None:

@@ -80,6 +80,7 @@ pub struct Session {
     total_tokens: u64,
     /// Floating-point operations a second that the run's speed is held against, if measured.
     ceiling: Option<f64>,
+    last_report: Option<StepReport>,
     last_evaluation: Option<EvalReport>,
     best_weights: Option<BestWeights>,
     restored_best: bool,
@@ -222,6 +223,7 @@ impl Session {
             epoch: standing.epoch,
             total_tokens: standing.total_tokens,
             ceiling,
+            last_report: None,
             last_evaluation: None,
             best_weights: standing.best_weights,
             restored_best: false,
@@ -398,6 +400,12 @@ impl Session {
     pub fn eval_reports(&self) -> impl Iterator<Item = (Option<&str>, &DataReport)> {
         let sets = self.data.eval.iter();
         sets.map(|set| (set.name.as_deref(), &set.report))
+    }
+
+    /// The report of the last update since the start or the resumption, if there was one; also of one
+    /// whose call returned an error although it took effect.
+    pub fn last_report(&self) -> Option<&StepReport> {
+        self.last_report.as_ref()
     }
 
     /// The last evaluation of this run, if there was one: over all sets and, where they have names, of

@@ -79,7 +79,9 @@ impl Session {
             }
         }
         // The update has taken effect, whatever became of its evaluation.
-        self.finish_update(&mut report, epoch_end)?;
+        let finished = self.finish_update(&mut report, epoch_end);
+        self.last_report = Some(report.clone());
+        finished?;
         match failed {
             Some(error) => Err(error),
             None => Ok(report),

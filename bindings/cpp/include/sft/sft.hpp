@@ -287,17 +287,21 @@ inline std::optional<std::string> terminated(std::string_view text) {
 
 inline Error has_nul() { return {Status::invalid_argument, "the text has a NUL inside"}; }
 
-inline Error failure(::sft_status status, bool empty, const char *text) {
-    // The text of a busy handle belongs to the call that is inside.
-    if (status == SFT_ERR_BUSY) return {Status::busy, "another call is inside the same object"};
-    if (empty) return {static_cast<Status>(status), "the object was closed or moved from"};
-    return {static_cast<Status>(status), *text ? text : ::sft_status_name(status)};
-}
-
 // A string of the library's, taken over.
 inline std::string taken(char *text) {
     const std::unique_ptr<char, void (*)(char *)> owner(text, ::sft_string_free);
     return std::string(text);
+}
+
+// The error of a call on `handle`. The text is taken as a copy: another thread may fail on the same object now.
+template <class H>
+Error failure(::sft_status status, H *handle, char *(*last_error)(const H *)) {
+    // The text of a busy handle belongs to the call that is inside.
+    if (status == SFT_ERR_BUSY) return {Status::busy, "another call is inside the same object"};
+    if (!handle) return {static_cast<Status>(status), "the object was closed or moved from"};
+    std::string text = taken(last_error(handle));
+    if (text.empty()) text = ::sft_status_name(status);
+    return {static_cast<Status>(status), std::move(text)};
 }
 
 template <class T>
@@ -402,6 +406,11 @@ public:
         return filled<EvalReport>(
             [this](EvalReport *out) { return ::sft_eval_set(get(), nullptr, out); });
     }
+    // The last update's report, as its call gave it or would have, had it not given an error or thrown on what
+    // a callback threw.
+    Result<StepReport> try_last_report() {
+        return filled<StepReport>([this](StepReport *out) { return ::sft_last_report(get(), out); });
+    }
     Result<void> try_observe(std::string_view metric, double value) {
         const auto text = detail::terminated(metric);
         if (!text) return detail::has_nul();
@@ -443,6 +452,7 @@ public:
     std::optional<StepReport> step_batch(std::initializer_list<Batch> micro) {
         return try_step_batch(micro).value();
     }
+    StepReport last_report() { return try_last_report().value(); }
     EvalReport evaluate() { return try_evaluate().value(); }
     EvalReport evaluate_batch(const Batch *batch, std::size_t n) {
         return try_evaluate_batch(batch, n).value();
@@ -468,7 +478,7 @@ private:
     explicit Session(::sft_session *handle) noexcept : handle_(handle) {}
 
     Error failure(::sft_status status) const {
-        return detail::failure(status, !handle_, ::sft_last_error(get()));
+        return detail::failure(status, get(), ::sft_last_error_copy);
     }
 
     template <class F>
@@ -539,6 +549,12 @@ public:
         return done([&] {
             return ::sft_config_merge_json(get(), json.empty() ? "" : json.data(), json.size());
         });
+    }
+    // A YAML or JSON file; errors name it and the line.
+    Result<void> try_merge_file(std::string_view path) {
+        const auto text = detail::terminated(path);
+        if (!text) return detail::has_nul();
+        return done([&] { return ::sft_config_merge_file(get(), text->c_str()); });
     }
     Result<void> try_set(std::string_view key, std::string_view value) {
         const auto text = detail::terminated(value);
@@ -638,6 +654,7 @@ public:
 
 #if SFT_HPP_EXCEPTIONS
     Config &merge_json(std::string_view json) { return try_merge_json(json).value(), *this; }
+    Config &merge_file(std::string_view path) { return try_merge_file(path).value(), *this; }
     template <class T>
     Config &set(std::string_view key, const T &value) {
         return try_set(key, value).value(), *this;
@@ -671,7 +688,7 @@ private:
         const ::sft_status status = call();
         around.over();
         if (status == SFT_OK) return {};
-        return detail::failure(status, !handle_, ::sft_config_last_error(get()));
+        return detail::failure(status, get(), ::sft_config_last_error_copy);
     }
 
     template <class F>

@@ -47,8 +47,8 @@ func newConfig() *sft.Config {
 
 func configured(name string) *sft.Config {
 	config := newConfig()
-	must(config.MergeJSON(contents("base.json")))
-	must(config.MergeJSON(contents(name + ".json")))
+	must(config.MergeFile("base.json"))
+	must(config.MergeFile(name + ".json"))
 	return config
 }
 
@@ -198,9 +198,10 @@ func library() {
 }
 
 func configKeys() {
-	config, second := configured("target"), newConfig()
+	config, second, ofFile := configured("target"), newConfig(), configured("target")
 	defer config.Close()
 	defer second.Close()
+	defer ofFile.Close()
 	must(config.SetInt("max_steps", 5))
 	must(config.SetFloat("learning_rate", 0.25))
 	must(config.SetBool("packing", true))
@@ -210,11 +211,14 @@ func configKeys() {
 	must(second.MergeJSON(first))
 	again, err := second.JSON()
 	must(err)
+	must(ofFile.MergeFile("file.yaml"))
+	filed, err := ofFile.JSON()
+	must(err)
 	set := true
 	for _, line := range []string{`"max_steps": 5`, `"learning_rate": 0.25`, `"packing": true`, `"seed": 9`} {
 		set = set && bytes.Contains(first, []byte(line))
 	}
-	fmt.Printf("config set=%s round_trip=%s\n", yes(set), yes(bytes.Equal(first, again)))
+	fmt.Printf("config set=%s round_trip=%s file=%s\n", yes(set), yes(bytes.Equal(first, again)), yes(bytes.Equal(first, filed)))
 }
 
 func plan() {
@@ -372,6 +376,30 @@ func progress() {
 	runtime.KeepAlive(session)
 }
 
+func failure() {
+	mine := errors.New("mine")
+	config := configured("progress")
+	defer config.Close()
+	config.Progress = func(report sft.StepReport) bool {
+		if report.Step == 3 {
+			panic(mine)
+		}
+		return false
+	}
+	session := started(config)
+	defer session.Close()
+	cameOut := func() (panicked any) {
+		defer func() { panicked = recover() }()
+		toTheEnd(session)
+		return nil
+	}()
+	last, err := session.LastReport()
+	must(err)
+	_, after := session.Step(background)
+	fmt.Printf("failure came_out=%s stop=%s last=%d after=%s\n", yes(cameOut == mine), session.StopReason(), last.Step,
+		status(after))
+}
+
 func checkpoints() {
 	var told []string
 	config := configured("checkpoints")
@@ -456,17 +484,20 @@ func resume() {
 }
 
 // provoke does what a line of errors.tsv asks for.
-func provoke(how, json string) error {
-	if how == "merge" {
-		config := newConfig()
-		defer config.Close()
-		return config.MergeJSON([]byte(json))
+func provoke(how, jsonOrPath string) error {
+	fresh := newConfig()
+	defer fresh.Close()
+	switch how {
+	case "merge":
+		return fresh.MergeJSON([]byte(jsonOrPath))
+	case "file":
+		return fresh.MergeFile(jsonOrPath)
 	}
 	ctx, cancel := context.WithCancel(background)
 	defer cancel()
 	config := configured("errors")
 	defer config.Close()
-	must(config.MergeJSON([]byte(json)))
+	must(config.MergeJSON([]byte(jsonOrPath)))
 	var session *sft.Session
 	var inner error
 	switch how {
@@ -614,8 +645,8 @@ func main() {
 		return
 	}
 	for _, scenario := range []func(){
-		library, configKeys, plan, target, plateau, batches, observe, cancel, progress, checkpoints, resume,
-		provokeAll, two, freed, memory,
+		library, configKeys, plan, target, plateau, batches, observe, cancel, progress, failure, checkpoints,
+		resume, provokeAll, two, freed, memory,
 	} {
 		scenario()
 	}

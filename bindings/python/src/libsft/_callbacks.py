@@ -57,8 +57,9 @@ def _progress(number: Optional[int], report: Any) -> int:
         function = _functions[number or 0]
         return 1 if function(StepReport._of(copied_struct(StepReportStruct, report))) else 0
     except BaseException as error:
+        # A host whose callback fails has lost its way: the run ends.
         keep_error(error)
-        return 0
+        return 1
 
 
 def _checkpoint(number: Optional[int], report: Any) -> None:

@@ -66,7 +66,7 @@ class Config(NativeObject):
         """Sets the keys of a mapping or of a YAML or JSON file, then those of the keyword arguments:
         of each of the two all or, on an error, none."""
         if isinstance(source, (str, os.PathLike)):
-            self._merge_file(source)
+            self._call(lib.sft_config_merge_file, encoded_path(source, "source"))
         elif source is not None:
             self.merge_json(_json(dict(source)))
         if keys:
@@ -76,14 +76,6 @@ class Config(NativeObject):
         """Sets the keys of a JSON object: all of them or, on an error, none."""
         data = text if isinstance(text, bytes) else text.encode()
         self._call(lib.sft_config_merge_json, data, len(data))
-
-    def _merge_file(self, path: PathLike) -> None:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        try:
-            self.merge_json(text if text.lstrip().startswith("{") else _yaml_to_json(text))
-        except SftError as error:
-            raise type(error)(f"{os.fspath(path)}: {error}", error.status) from None
 
     def set(self, key: str, value: Any) -> None:
         """Sets one key. A text is read as the key needs it: ``"5"`` sets a number. A key with dots
@@ -134,7 +126,7 @@ class Config(NativeObject):
         now on; a true result asks the run to stop. None: none.
 
         What a callback raises is raised by the call that it was called from, once that has done its
-        work; the run can go on.
+        work. What this one raises also ends the run, by ``StopReason.CALLBACK``.
         """
         function = progress_function if progress else none_of(ProgressFunction)
         self._set_callback(lib.sft_config_set_progress, function, progress)
@@ -245,24 +237,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is no value of a configuration")
-
-
-def _yaml_to_json(text: str) -> str:
-    """A YAML document as a JSON object, read by the library's own reader.
-
-    ``sft_config_set_str`` reads a text as YAML where the key is nested, and ``lr_scheduler_kwargs`` takes any
-    mapping, so a scratch configuration gives the document back as JSON. So a file means the same here and
-    on the command line, ``2e-5`` included, and no YAML package is needed.
-    """
-    if all(line.lstrip().startswith("#") or not line.strip() for line in text.splitlines()):
-        return "{}"
-    with Config() as scratch:
-        try:
-            scratch.set("lr_scheduler_kwargs", text)
-        except ConfigError as error:
-            # A text that is no YAML is taken as it stands, which is no mapping.
-            reason = "it is not valid, or a key stands twice"
-            if "found string" not in str(error):
-                reason = str(error).replace("lr_scheduler_kwargs: ", "")
-            raise ConfigError(f"expected keys and values in YAML or JSON: {reason}") from None
-        return _json(scratch["lr_scheduler_kwargs"] or {})

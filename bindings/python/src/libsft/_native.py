@@ -179,7 +179,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sft_config_new": (Handle, []),
     "sft_config_free": (None, [Handle]),
     "sft_config_last_error": (c_char_p, [Handle]),
+    "sft_config_last_error_copy": (c_void_p, [Handle]),
     "sft_config_merge_json": (Status, [Handle, c_char_p, c_size_t]),
+    "sft_config_merge_file": (Status, [Handle, c_char_p]),
     "sft_config_set_str": (Status, [Handle, c_char_p, c_char_p]),
     "sft_config_set_i64": (Status, [Handle, c_char_p, c_int64]),
     "sft_config_set_f64": (Status, [Handle, c_char_p, c_double]),
@@ -195,6 +197,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sft_resume": (Status, [Handle, c_char_p, Out]),
     "sft_step": (Status, [Handle, Out]),
     "sft_step_batch": (Status, [Handle, POINTER(BatchStruct), c_size_t, Out]),
+    "sft_last_report": (Status, [Handle, Out]),
     "sft_evaluate": (Status, [Handle, Out]),
     "sft_evaluate_batch": (Status, [Handle, POINTER(BatchStruct), c_size_t, Out]),
     "sft_observe": (Status, [Handle, c_char_p, c_double]),
@@ -205,6 +208,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sft_export": (Status, [Handle, c_char_p, c_int32]),
     "sft_session_free": (None, [Handle]),
     "sft_last_error": (c_char_p, [Handle]),
+    "sft_last_error_copy": (c_void_p, [Handle]),
     "sft_eval_set": (Status, [Handle, c_char_p, Out]),
 }
 

@@ -38,8 +38,7 @@ class Session(NativeObject):
     def __init__(self, pointer: Optional[int], canceller: Canceller) -> None:
         super().__init__(pointer, lib.sft_session_free, lib.sft_last_error)
         self._canceller = canceller
-        #: The report of the last update, also where a callback raised or Ctrl-C came; not of one after
-        #: which the library itself reported an error.
+        #: The report of the last update, also where its call raised.
         self.last_report: Optional[StepReport] = None
 
     # ---- Steps ----
@@ -69,7 +68,10 @@ class Session(NativeObject):
         try:
             status = self._call(call, cancel=self._canceller.cancel)
         finally:
-            # Written on success alone; an exception may be a callback's, or Ctrl-C.
+            # Written on success alone, but an update may have taken effect all the same. The pointer is a name, which
+            # the library checks: a call from here is fine for a session that was closed or is busy, and does nothing.
+            if not out.step:
+                lib.sft_last_report(self._pointer, ctypes.byref(out))
             if out.step:
                 self.last_report = StepReport._of(out)
         return None if status == Status.STOPPED else self.last_report
