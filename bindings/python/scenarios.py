@@ -455,6 +455,7 @@ def main() -> None:
         observe,
         cancel,
         progress,
+        failure,
         checkpoints,
         resume,
         errors,

@@ -10,16 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The top-level mapping of a YAML or JSON document; an empty document is an empty mapping.
 pub(super) fn document(text: &str, origin: &str) -> Result<Map<String, Value>> {
-    let malformed = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::new(
-            ErrorKind::Config,
-            format!("{origin} is not valid YAML or JSON"),
-        )
-        .with_source(e)
-    };
     let value = if text.trim_start().starts_with('{') {
         serde_json::from_str::<Node>(text)
-            .map_err(|e| malformed(e.into()))?
+            .map_err(|e| malformed(origin, Some((e.line(), e.column())), &e.to_string()))?
             .0
     } else if text
         .lines()
@@ -27,7 +20,13 @@ pub(super) fn document(text: &str, origin: &str) -> Result<Map<String, Value>> {
     {
         Value::Object(Map::new())
     } else {
-        yaml(text).map_err(|e| malformed(e.into()))?
+        yaml(text).map_err(|e| {
+            let place = e
+                .location()
+                .map(|at| (at.line() as usize, at.column() as usize));
+            let words = e.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+            malformed(origin, place, &words)
+        })?
     };
     match value {
         Value::Object(map) => Ok(map),
@@ -39,6 +38,22 @@ pub(super) fn document(text: &str, origin: &str) -> Result<Map<String, Value>> {
             ),
         )),
     }
+}
+
+/// A document that its reader refuses; `place` is the line and the column, from 1.
+fn malformed(origin: &str, place: Option<(usize, usize)>, words: &str) -> Error {
+    let mut message = origin.to_owned();
+    if let Some((line, column)) = place {
+        message += &format!(":{line}:{column}");
+    }
+    // Both readers end with the place, which stands in front here.
+    let words = words
+        .rsplit_once(" at line ")
+        .map_or(words, |(words, _)| words);
+    Error::new(
+        ErrorKind::Config,
+        format!("{message}: not valid YAML or JSON: {words}"),
+    )
 }
 
 /// A JSON object.
@@ -225,14 +240,23 @@ mod tests {
 
     #[test]
     fn a_key_that_stands_twice_is_refused() {
-        for text in ["seed: 1\nseed: 2\n", "{\"seed\": 1, \"seed\": 2}"] {
-            assert!(
-                document(text, "run.yaml")
-                    .unwrap_err()
-                    .to_string()
-                    .contains("seed"),
-                "{text}"
-            );
+        for text in ["seed: 1\nseed: 2\n", "{\"seed\": 1,\n\"seed\": 2}"] {
+            let error = document(text, "run.yaml").unwrap_err().to_string();
+            assert!(error.starts_with("run.yaml:2:"), "{error}");
+            assert!(error.contains("seed"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_no_reader_takes_is_named_with_its_place_once() {
+        for (text, start) in [
+            ("max_steps: 1\nstop: [\n", "run.yaml:"),
+            ("max_steps: 1\n\tseed: 1\n", "run.yaml:2:"),
+            ("{\"max_steps\": 1,\n \"seed\" 2}", "run.yaml:2:9: not valid"),
+        ] {
+            let error = document(text, "run.yaml").unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+            assert!(!error.contains(" at line "), "{error}");
         }
     }
 

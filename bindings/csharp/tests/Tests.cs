@@ -369,10 +369,10 @@ internal static class Tests
         using (SftConfig outer = Configured(), inner = Configured("{\"output_dir\": \"out/tests-inner\"}"))
         {
             inner.SetProgress(report => { throw new Marked(); });
-            using (SftSession second = inner.Start())
+            int caught = 0;
+            outer.SetProgress(report =>
             {
-                bool caught = false;
-                outer.SetProgress(report =>
+                using (SftSession second = inner.Start())
                 {
                     try
                     {
@@ -380,18 +380,17 @@ internal static class Tests
                     }
                     catch (Marked)
                     {
-                        caught = true;
+                        caught++;
                         if (report.Step == 2) throw;
                     }
-                    return RunAction.Continue;
-                });
-                using (SftSession first = outer.Start())
-                {
-                    Equal(1L, first.Step().Step, "caught inside");
-                    True(caught, "thrown inside");
-                    Throws<Marked>(() => first.Step());
-                    Equal(2L, second.GetSnapshot().Step, "updates of the inner one");
                 }
+                return RunAction.Continue;
+            });
+            using (SftSession first = outer.Start())
+            {
+                Equal(1L, first.Step().Step, "caught inside");
+                Throws<Marked>(() => first.Step());
+                Equal(2, caught, "thrown inside");
             }
         }
     }

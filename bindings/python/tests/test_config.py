@@ -62,8 +62,8 @@ lr_scheduler_kwargs: {num_cycles: 3}
     def test_a_file_that_is_wrong_is_named(self) -> None:
         for text, place, word in [
             ("# a run\nlearning_rat: 1\n", "wrong.yaml:2: ", "learning_rate"),
-            ("seed: 1\nseed: 2\n", "wrong.yaml:2", "duplicate"),
-            ("- 1\n", "wrong.yaml", "mapping"),
+            ("seed: 1\nseed: 2\n", "wrong.yaml:2:", "seed"),
+            ("- 1\n", "wrong.yaml: ", "keys and values"),
             ("a: [\n", "wrong.yaml:", ""),
             ('{"seed": ', "wrong.yaml:", ""),
         ]:

@@ -26,6 +26,7 @@ TYPES = {
     "bool": c_bool,
     "void": None,
     "const char *": c_char_p,
+    "char *": c_void_p,  # given away: the pointer is needed to free it
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import libsft
-from libsft import Batch, Canceller, Config, Session, StepReport
+from libsft import Batch, Canceller, Config, Session, StepReport, StopReason
 
 from .support import InFolder, with_package
 
