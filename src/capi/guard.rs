@@ -39,10 +39,7 @@ impl<T> Guarded<T> {
 
     /// The error text, safe to ask for while other threads fail.
     pub fn copy_last_error(&self) -> CString {
-        self.error
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone()
+        self.error.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     fn set_error(&self, text: &str) {

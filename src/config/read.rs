@@ -252,7 +252,10 @@ mod tests {
         for (text, start) in [
             ("max_steps: 1\nstop: [\n", "run.yaml:"),
             ("max_steps: 1\n\tseed: 1\n", "run.yaml:2:"),
-            ("{\"max_steps\": 1,\n \"seed\" 2}", "run.yaml:2:9: not valid"),
+            (
+                "{\"max_steps\": 1,\n \"seed\" 2}",
+                "run.yaml:2:9: not valid",
+            ),
         ] {
             let error = document(text, "run.yaml").unwrap_err().to_string();
             assert!(error.starts_with(start), "{error}");
