@@ -251,7 +251,7 @@ mod tests {
     fn what_no_reader_takes_is_named_with_its_place_once() {
         for (text, start) in [
             ("max_steps: 1\nstop: [\n", "run.yaml:"),
-            ("max_steps: 1\n\tseed: 1\n", "run.yaml:2:"),
+            ("max_steps: 1\nstop: ]\n", "run.yaml:2:7: not valid"),
             (
                 "{\"max_steps\": 1,\n \"seed\" 2}",
                 "run.yaml:2:9: not valid",
