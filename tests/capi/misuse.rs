@@ -103,7 +103,7 @@ fn calls(body: &mut String, name: &str, parameters: &[String], live_handle: Opti
     let mut index = vec![0; sets.len()];
     loop {
         let mut arguments = Vec::new();
-        let mut must_refuse = live_handle.is_none();
+        let mut must_refuse = false;
         for (i, set) in sets.iter().enumerate() {
             let wrong = &set[index[i]];
             let pointer = parameters[i].contains('*') && !parameters[i].contains("char");
